@@ -1,0 +1,1 @@
+"""The services of the fleet, one folder each; they never import each other."""

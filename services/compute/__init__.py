@@ -1,0 +1,1 @@
+"""The compute service: CPU work in a process pool."""

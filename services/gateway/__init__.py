@@ -1,0 +1,1 @@
+"""The gateway: the one address clients speak to."""

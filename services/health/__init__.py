@@ -1,0 +1,1 @@
+"""The health service: the state of the whole fleet."""

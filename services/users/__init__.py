@@ -1,0 +1,1 @@
+"""The users service: records, passwords and tokens."""

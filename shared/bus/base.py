@@ -1,0 +1,107 @@
+"""The bus as its users see it: events to many, requests to one, and durable logs with positions.
+
+Subjects are dotted words without spaces or wildcards when publishing; subscribing knows `*` (one word) and a last `>` (the rest).
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+MESSAGE_BYTES_MAX = 256 * 1024
+"""A message's data may have so many bytes; more is a ValueError at the publisher."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; `offset` and `previous_offset` (positions in the log of the same subject, 0: none) only on republished ones."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    offset: int = 0
+    previous_offset: int = 0
+    reply: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """A durable log (a JetStream stream): what it keeps, and where it republishes what it stored.
+
+    `republish` maps a source pattern to a destination pattern (`("rt.in.>", "rt.out.>")`): core subscribers of the destination
+    get every stored message once, with its positions.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    messages_per_subject_max: int
+    age_max_s: float
+    bytes_max: int = 256 * 1024 * 1024
+    message_bytes_max: int = MESSAGE_BYTES_MAX
+    duplicate_window_s: float = 120.0
+    republish: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The log's answer: the position, and whether a message with the same id was already there (then nothing was stored)."""
+
+    offset: int
+    duplicate: bool
+
+
+class BusUnavailable(Exception):
+    """The bus did not take or answer in time; nothing is known about what it did."""
+
+
+class NoResponder(Exception):
+    """Nobody listens on the subject of a request."""
+
+
+Handler = Callable[[Message], Awaitable[None]]
+
+
+class Subscription(Protocol):
+    async def stop(self) -> None:
+        """Take no further messages; those already handed over are finished. Idempotent."""
+
+
+class Bus(Protocol):
+    """All calls raise BusUnavailable when the bus is away past `timeout_s`; none blocks longer."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    async def publish(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+        """Send to whoever listens now; at most once. Raises BusUnavailable at once while disconnected (nothing is buffered)."""
+
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
+        """Call `handler` for each message, one at a time and in order; with `queue`, each message goes to one member of the group.
+
+        Active at the server when this returns. At most 1,024 messages wait; when more come the oldest is dropped and counted.
+        A handler's exception is logged and the next message is handled.
+        """
+
+    async def request(
+        self, subject: str, data: bytes, *, timeout_s: float, headers: Mapping[str, str] | None = None
+    ) -> Message:
+        """Send and await one answer. Raises NoResponder at once when nobody listens."""
+
+    async def ping(self, *, timeout_s: float) -> None:
+        """Make one round trip to the server."""
+
+    async def ensure_log(self, config: LogConfig, *, timeout_s: float = 5.0) -> str:
+        """Create the log or bring it to `config`; return its epoch, a text that changes when the log is created anew."""
+
+    async def append(
+        self, subject: str, data: bytes, *, message_id: str = "", headers: Mapping[str, str] | None = None, timeout_s: float = 2.0
+    ) -> Appended:
+        """Store in the log that takes `subject`; returns when it is durable. Same `message_id` inside the window: stored once."""
+
+    async def read(self, log: str, subject: str, *, after: int, limit: int, timeout_s: float = 2.0) -> list[Message]:
+        """Return up to `limit` stored messages of exactly `subject` with offset > `after`, oldest first, offsets set."""
+
+    async def last_offset(self, log: str, subject: str, *, timeout_s: float = 2.0) -> int:
+        """Return the newest offset of `subject`, 0 when it has none."""
+
+    async def close(self) -> None:
+        """Finish what is under way within a bound and disconnect. Idempotent."""
