@@ -1,0 +1,73 @@
+"""Real NATS, Valkey and PostgreSQL for every test that asks: each started once a session, only when asked for.
+
+A test that takes `nats_url`, `redis_url` or `postgres_url` gets a server named by `ROUNDHOUSE_TEST_NATS_URL`,
+`ROUNDHOUSE_TEST_REDIS_URL` or `ROUNDHOUSE_TEST_DATABASE_URL` when that is set, else one started here.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+SERVERS = {
+    "nats": ("NATS_URL", "ROUNDHOUSE_TEST_NATS_URL"),
+    "valkey": ("REDIS_URL", "ROUNDHOUSE_TEST_REDIS_URL"),
+    "postgres": ("DATABASE_URL", "ROUNDHOUSE_TEST_DATABASE_URL"),
+}
+
+
+def _serve(name: str) -> Iterator[str]:
+    variable, override = SERVERS[name]
+    if given := os.environ.get(override):
+        yield given
+        return
+    try:
+        from dev import infra
+    except ImportError:
+        pytest.skip(f"no real {name}: set {override}")
+    with infra.start((name,)) as running:
+        url = running.urls[variable]
+        # Programs that a test starts find the same server.
+        os.environ[override] = url
+        yield url
+        del os.environ[override]
+
+
+@pytest.fixture(scope="session")
+def nats_url() -> Iterator[str]:
+    """A real NATS server with JetStream; shared by the session, so use names of your own."""
+    yield from _serve("nats")
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A real Valkey server; shared by the session, so use keys of your own."""
+    yield from _serve("valkey")
+
+
+@pytest.fixture(scope="session")
+def postgres_server_url() -> Iterator[str]:
+    """A real PostgreSQL server; tests take `postgres_url`, a fresh database on it."""
+    yield from _serve("postgres")
+
+
+@pytest.fixture
+def postgres_url(postgres_server_url: str) -> Iterator[str]:
+    """A fresh, empty database on the real server, dropped after the test."""
+    pgwire = pytest.importorskip("dev.infra.pgwire", reason="fresh databases are made by dev/")
+    parts = urlsplit(postgres_server_url)
+    name = f"t_{secrets.token_hex(8)}"
+    target = pgwire.Target(
+        parts.hostname or "127.0.0.1",
+        parts.port or 5432,
+        unquote(parts.username or ""),
+        unquote(parts.password or ""),
+        parts.path.lstrip("/"),
+    )
+    with pgwire.connect(target) as connection:
+        connection.query(f"CREATE DATABASE {name}")
+    yield parts._replace(path=f"/{name}").geturl()
+    with pgwire.connect(target) as connection:
+        connection.query(f"DROP DATABASE {name} WITH (FORCE)")
