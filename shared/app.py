@@ -1,0 +1,131 @@
+"""Assembly: one call turns a service's routes and resources into the application that is served."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import structlog
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shared import metrics, middleware, problems, telemetry
+from shared.checks import Check, Readiness
+from shared.metrics import Metrics
+from shared.settings import Settings
+from shared.tasks import Supervisor
+
+P = TypeVar("P")
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(slots=True)
+class Runtime:
+    """What assembly gives to a service before its resources open."""
+
+    metrics: Metrics = field(default_factory=Metrics)
+    readiness: Readiness = field(default_factory=Readiness)
+    tasks: Supervisor = field(default_factory=Supervisor)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Generic[P]):
+    """Open resources: `parts` for the routes, and the round trips that readiness requires."""
+
+    parts: P
+    checks: Mapping[str, Check] = field(default_factory=dict)
+
+
+class Application:
+    """An ASGI application with its FastAPI inside and the shared middleware around it."""
+
+    def __init__(self, fastapi: FastAPI, asgi: ASGIApp, runtime: Runtime, settings: Settings) -> None:
+        self.fastapi = fastapi
+        self.runtime = runtime
+        self.settings = settings
+        self._asgi = asgi
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._asgi(scope, receive, send)
+
+
+def build(
+    settings: S,
+    *,
+    routers: Sequence[APIRouter],
+    resources: Callable[[S, Runtime], AbstractAsyncContextManager[Opened[P]]],
+    title: str,
+    wrap: Callable[[ASGIApp, Runtime], ASGIApp] = lambda app, _: app,
+) -> Application:
+    """Assemble a service.
+
+    `resources(settings, runtime)` opens what the service needs for as long as it runs; its `parts` reach routes through
+    `parts_of`. `wrap` puts a service's own ASGI layer between the shared middleware and FastAPI.
+    """
+    runtime = Runtime()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with runtime.tasks, resources(settings, runtime) as opened:
+            runtime.readiness.require(opened.checks)
+            app.state.parts = opened.parts
+            structlog.get_logger().info("started", service=settings.service, replica=settings.replica_name)
+            try:
+                yield
+            finally:
+                # Background work ends before what it uses is closed.
+                await runtime.tasks.close()
+                structlog.get_logger().info("stopped", service=settings.service, replica=settings.replica_name)
+
+    fastapi = FastAPI(
+        title=title,
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=telemetry.OFF,
+    )
+    problems.install(fastapi)
+    fastapi.include_router(_probes(runtime))
+    for router in routers:
+        fastapi.include_router(router)
+    telemetry.instrument(fastapi, settings)
+    return Application(fastapi, _surround(wrap(fastapi, runtime), settings, runtime), runtime, settings)
+
+
+def _surround(app: ASGIApp, settings: Settings, runtime: Runtime) -> ASGIApp:
+    """Put the shared middleware around an app; the first line is the innermost."""
+    app = middleware.DeadlineLimit(app)
+    app = middleware.BodyLimit(app, settings.body_bytes_max)
+    app = middleware.Faults(app)
+    app = middleware.ResponseHeaders(app, middleware.nosniff)
+    app = middleware.RequestMetrics(app, runtime.metrics)
+    return middleware.RequestLog(app)
+
+
+def parts_of(connection: HTTPConnection) -> Any:
+    """Return the open resources of the service that serves this request; a service wraps it in a typed dependency."""
+    return connection.app.state.parts
+
+
+def _probes(runtime: Runtime) -> APIRouter:
+    """Return the routes that every service has for its operators."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.api_route("/live", methods=["GET", "HEAD"])
+    async def live() -> Response:
+        return JSONResponse({"state": "live"}, headers={"Cache-Control": "no-store"})
+
+    @router.api_route("/ready", methods=["GET", "HEAD"])
+    async def ready() -> Response:
+        is_ready, report = await runtime.readiness.report()
+        return JSONResponse(report, 200 if is_ready else 503, headers={"Cache-Control": "no-store"})
+
+    @router.get("/metrics")
+    async def exposition(_: Request) -> Response:
+        return Response(runtime.metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+
+    return router

@@ -1,0 +1,61 @@
+"""Deadlines: how long an answer is still wanted, from the gateway through every call that serves it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from shared.errors import DeadlineExceeded
+
+HEADER = "X-Request-Timeout-Ms"
+HEADER_MS_MAX = 600_000
+"""Ten minutes; a larger wish from outside is cut to this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A point of the monotonic clock after which nobody waits for the answer."""
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> "Deadline":
+        return cls(time.monotonic() + seconds)
+
+    @classmethod
+    def from_header(cls, value: str) -> "Deadline | None":
+        """Read `X-Request-Timeout-Ms` (whole milliseconds left, 0 or less: already over); None where it is not a number."""
+        text = value.strip()
+        digits = text.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 9):
+            return None
+        return cls.after(min(int(text), HEADER_MS_MAX) / 1000)
+
+    def remaining_s(self) -> float:
+        """Seconds left, 0.0 when it has passed."""
+        return max(0.0, self.at - time.monotonic())
+
+    @property
+    def expired(self) -> bool:
+        return time.monotonic() >= self.at
+
+    def header_value(self) -> str:
+        """What is left, for the next hop."""
+        return str(int(self.remaining_s() * 1000))
+
+
+def bounded_s(deadline: Deadline | None, limit_s: float) -> float:
+    """Return the seconds a step may take: its own limit, or less where the request's deadline comes first."""
+    return limit_s if deadline is None else min(limit_s, deadline.remaining_s())
+
+
+@asynccontextmanager
+async def limit(deadline: Deadline | None, limit_s: float, what: str) -> AsyncIterator[None]:
+    """Bound a block by its own limit and by the request's deadline. Raises DeadlineExceeded naming `what`."""
+    seconds = bounded_s(deadline, limit_s)
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"{what} took longer than {seconds:.1f} s") from error

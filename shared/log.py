@@ -1,0 +1,131 @@
+"""Logs: structlog as JSON lines (colour on a terminal), with the request's ids on every line and secrets masked.
+
+`log = structlog.get_logger()`; an event is a snake_case name plus fields. The libraries' own logging comes out in the same form.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import orjson
+import structlog
+
+from shared import context
+
+TEXT_CHARS_MAX = 8192
+"""A longer text is cut: one line must not fill a disk or a log pipeline's buffer."""
+
+_SECRET_KEYS = re.compile(r"password|passwd|secret|token|authorization|cookie|api_?key|seal", re.IGNORECASE)
+_SECRET_TEXT = re.compile(
+    r"(?P<bearer>\bBearer\s+)[^\s\"',;]+"
+    r"|\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
+    r"|(?P<scheme>\b[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s@/]+@"
+    r"|(?P<query>[?&](?:token|ticket|access_token)=)[^&\s\"']+",
+)
+MASK = "***"
+
+
+def mask(text: str) -> str:
+    """Return a text with bearer tokens, JWTs, URL passwords and token query values replaced by `***`."""
+
+    def replace(match: re.Match[str]) -> str:
+        if match["bearer"]:
+            return f"{match['bearer']}{MASK}"
+        if match["scheme"]:
+            return f"{match['scheme']}:{MASK}@"
+        if match["query"]:
+            return f"{match['query']}{MASK}"
+        return MASK
+
+    return _SECRET_TEXT.sub(replace, text)
+
+
+def _mask_value(key: str, value: Any) -> Any:
+    if _SECRET_KEYS.search(key) and isinstance(value, str | bytes):
+        return MASK
+    if isinstance(value, str):
+        cut = value if len(value) <= TEXT_CHARS_MAX else value[:TEXT_CHARS_MAX] + "...(cut)"
+        return mask(cut)
+    if isinstance(value, dict):
+        return {str(k): _mask_value(str(k), v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mask_value(key, v) for v in value]
+    return value
+
+
+Event = MutableMapping[str, Any]
+
+
+def add_request(_: Any, __: str, event: Event) -> Event:
+    """Put the ids of the request being served on the line."""
+    found = context.current()
+    if found is not None:
+        event.setdefault("request_id", found.request_id)
+        if found.traceparent:
+            event.setdefault("trace_id", found.traceparent.split("-")[1])
+        if found.subject:
+            event.setdefault("user_id", found.subject)
+    return event
+
+
+def mask_secrets(_: Any, __: str, event: Event) -> Event:
+    """Replace what must never be written, by key and by form."""
+    return {key: _mask_value(key, value) for key, value in event.items()}
+
+
+class _Library(logging.Handler):
+    """Turns the records of libraries (uvicorn, asyncpg, nats) into lines of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            logger = structlog.get_logger(logger=record.name)
+            fields: dict[str, Any] = {"exc_info": record.exc_info} if record.exc_info else {}
+            logger.log(record.levelno, "library_message", message=record.getMessage(), **fields)
+        except Exception:  # noqa: BLE001 - logging must not break what it reports; the standard handler prints the fault
+            self.handleError(record)
+
+
+def set_up(*, service: str, replica: str, level: str) -> None:
+    """Configure logging for the process; call once, first."""
+    on_terminal = sys.stdout.isatty()
+    before: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        add_request,
+    ]
+    if on_terminal:
+        last: list[Any] = [mask_secrets, structlog.dev.ConsoleRenderer(colors=True)]
+        factory: Any = structlog.PrintLoggerFactory(sys.stdout)
+    else:
+
+        def add_service(_: Any, __: str, event: Event) -> Event:
+            event["service"] = service
+            event["replica"] = replica
+            return event
+
+        last = [
+            add_service,
+            structlog.processors.dict_tracebacks,
+            mask_secrets,
+            structlog.processors.JSONRenderer(serializer=_dump),
+        ]
+        factory = structlog.BytesLoggerFactory(sys.stdout.buffer)
+    structlog.configure(
+        processors=before + last,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=factory,
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers = [_Library()]
+    root.setLevel(max(getattr(logging, level), logging.INFO))
+    # Each of these tells every request or every retry on INFO; what matters of it is in our own lines.
+    for noisy in ("uvicorn.access", "httpx2", "httpcore2", "asyncio", "asyncpg", "nats"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _dump(event: Event, **_: Any) -> bytes:
+    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS)

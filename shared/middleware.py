@@ -1,0 +1,254 @@
+"""Pure-ASGI middleware: request id, trace and access line, metrics, faults, limits and the deadline, one class each.
+
+Pure ASGI only: BaseHTTPMiddleware costs 74 µs a request where one of these costs under 1, and it hides the client's disconnect.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Callable
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared import context, ids
+from shared.deadline import HEADER as DEADLINE_HEADER
+from shared.deadline import Deadline
+from shared.errors import BodyTooLarge, DeadlineExceeded, Problem, UnsupportedMediaType
+from shared.metrics import UNMATCHED, Metrics
+from shared.problems import send_problem
+
+_TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_DEADLINE = DEADLINE_HEADER.lower().encode()
+_QUIET_PATHS = frozenset({"/live", "/ready", "/metrics"})
+"""Asked every second by probes; a line each would drown the rest, so they are logged on DEBUG."""
+
+
+def header_of(scope: Scope, name: bytes) -> bytes:
+    """Return the first value of a header (name in lower case), b"" where it is not sent."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return b""
+
+
+def mint_traceparent(*, sampled: bool) -> str:
+    """Return a new W3C trace context for a request that came without one."""
+    return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-0{int(sampled)}"
+
+
+class RequestLog:
+    """Enters the request's context (id, trace, deadline), returns `X-Request-ID`, writes one access line a request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.log = structlog.get_logger()
+
+    def _context(self, scope: Scope) -> context.RequestContext:
+        given = header_of(scope, b"x-request-id").decode("latin-1")
+        trace = header_of(scope, b"traceparent")
+        deadline = header_of(scope, _DEADLINE)
+        return context.RequestContext(
+            request_id=given if ids.is_request_id(given) else ids.new_request_id(),
+            traceparent=trace.decode() if _TRACEPARENT.fullmatch(trace) else mint_traceparent(sampled=False),
+            deadline=Deadline.from_header(deadline.decode("latin-1")) if deadline else None,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        found = self._context(scope)
+        started = time.perf_counter()
+        status, body_bytes = 0, 0
+
+        async def send_logged(message: Message) -> None:
+            nonlocal status, body_bytes
+            kind = message["type"]
+            if kind in ("http.response.start", "websocket.http.response.start"):
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", found.request_id.encode())]
+            elif kind == "http.response.body":
+                body_bytes += len(message.get("body", b""))
+            elif kind == "websocket.accept":
+                status = 101
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", found.request_id.encode())]
+            await send(message)
+
+        token = context.enter(found)
+        try:
+            await self.app(scope, receive, send_logged)
+        finally:
+            path: str = scope["path"]
+            write = self.log.debug if path in _QUIET_PATHS else self.log.info
+            write(
+                "request",
+                method=scope.get("method", "WEBSOCKET"),
+                path=path[:512],
+                route=route_of(scope),
+                # 499: the client went away before there was an answer (the convention nginx began).
+                status=status or 499,
+                duration_ms=round((time.perf_counter() - started) * 1000, 2),
+                body_bytes=body_bytes,
+            )
+            context.leave(token)
+
+
+def route_of(scope: Scope) -> str:
+    """Return the pattern that matched, such as `/users/{user_id}`; `unmatched` for paths that no route knows."""
+    found = context.current()
+    if found is not None and found.route:
+        return found.route
+    return getattr(scope.get("route"), "path_format", None) or getattr(scope.get("route"), "path", None) or UNMATCHED
+
+
+class RequestMetrics:
+    """Counts and times every exchange by method, route and status."""
+
+    _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        method = scope.get("method", "WEBSOCKET")
+        if scope["type"] == "http" and method not in self._METHODS:
+            method = "other"
+        status = 0
+
+        async def send_counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                status = message["status"]
+            elif message["type"] == "websocket.accept":
+                status = 101
+            await send(message)
+
+        active = self.metrics.active_connections.labels(scope["type"])
+        started = time.perf_counter()
+        active.inc()
+        try:
+            await self.app(scope, receive, send_counted)
+        finally:
+            active.dec()
+            route = route_of(scope)
+            self.metrics.requests_total.labels(method, route, str(status or 499)).inc()
+            if scope["type"] == "http":
+                duration_s = time.perf_counter() - started
+                self.metrics.request_duration_seconds.labels(method, route).observe(duration_s)
+
+
+class Faults:
+    """The last edge: a Problem raised outside the framework is answered, a bug is logged once and answered with 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.log = structlog.get_logger()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def send_watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_watched)
+        except Problem as problem:
+            if started:
+                raise
+            await send_problem(problem, scope, send)
+        except Exception:
+            self.log.exception("request_failed", method=scope["method"], path=scope["path"][:512])
+            if not started:
+                await send_problem(Problem(), scope, send)
+
+
+class BodyLimit:
+    """Refuses bodies over the limit: a declared length before a byte is read, an undeclared one while reading; and encoded ones."""
+
+    def __init__(self, app: ASGIApp, body_bytes_max: int) -> None:
+        self.app = app
+        self.body_bytes_max = body_bytes_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        encoding = header_of(scope, b"content-encoding").strip().lower()
+        if encoding not in (b"", b"identity"):
+            raise UnsupportedMediaType("compressed request bodies are not accepted")
+        too_large = BodyTooLarge(f"a body may have at most {self.body_bytes_max} bytes")
+        declared = header_of(scope, b"content-length")
+        if declared.isdigit() and int(declared) > self.body_bytes_max:
+            raise too_large
+        received = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self.body_bytes_max:
+                    raise too_large
+            return message
+
+        await self.app(scope, receive_bounded, send)
+
+
+class DeadlineLimit:
+    """Refuses a request whose deadline has passed and stops one that reaches it (504)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        deadline = context.deadline()
+        if scope["type"] != "http" or deadline is None:
+            await self.app(scope, receive, send)
+            return
+        if deadline.expired:
+            raise DeadlineExceeded("the deadline had passed before the work began")
+        try:
+            async with asyncio.timeout(deadline.remaining_s()):
+                await self.app(scope, receive, send)
+        except TimeoutError as error:
+            if not deadline.expired:
+                raise
+            raise DeadlineExceeded() from error
+
+
+class ResponseHeaders:
+    """Adds fixed headers to every response that does not set them itself."""
+
+    def __init__(self, app: ASGIApp, headers: Callable[[str], list[tuple[bytes, bytes]]]) -> None:
+        self.app = app
+        self.headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        added = self.headers(scope["path"])
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = {name.lower() for name, _ in message.get("headers", ())}
+                message["headers"] = [*message.get("headers", ()), *(pair for pair in added if pair[0] not in own)]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def nosniff(_: str) -> list[tuple[bytes, bytes]]:
+    """The header that every response carries."""
+    return [(b"x-content-type-options", b"nosniff")]
