@@ -71,7 +71,9 @@ class Bus(Protocol):
     @property
     def connected(self) -> bool: ...
 
-    async def publish(self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+    async def publish(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = ""
+    ) -> None:
         """Send to whoever listens now; at most once. Raises BusUnavailable at once while disconnected (nothing is buffered)."""
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
@@ -93,7 +95,13 @@ class Bus(Protocol):
         """Create the log or bring it to `config`; return its epoch, a text that changes when the log is created anew."""
 
     async def append(
-        self, subject: str, data: bytes, *, message_id: str = "", headers: Mapping[str, str] | None = None, timeout_s: float = 2.0
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        message_id: str = "",
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 2.0,
     ) -> Appended:
         """Store in the log that takes `subject`; returns when it is durable. Same `message_id` inside the window: stored once."""
 
