@@ -1,5 +1,6 @@
 """Assembly: one call turns a service's routes and resources into the application that is served."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ def build(
             finally:
                 # Background work ends before what it uses is closed.
                 await runtime.tasks.close()
+                await asyncio.to_thread(flush_spans)
                 structlog.get_logger().info("stopped", service=settings.service, replica=settings.replica_name)
 
     fastapi = FastAPI(
@@ -92,7 +94,7 @@ def build(
     fastapi.include_router(_probes(runtime))
     for router in routers:
         fastapi.include_router(router)
-    telemetry.instrument(fastapi, settings)
+    flush_spans = telemetry.instrument(fastapi, settings)
     return Application(fastapi, _surround(wrap(fastapi, runtime), settings, runtime), runtime, settings)
 
 

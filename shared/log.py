@@ -80,9 +80,10 @@ class _Library(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            logger = structlog.get_logger(logger=record.name)
             fields: dict[str, Any] = {"exc_info": record.exc_info} if record.exc_info else {}
-            logger.log(record.levelno, "library_message", message=record.getMessage(), **fields)
+            structlog.get_logger().log(
+                record.levelno, "library_message", logger=record.name, message=record.getMessage(), **fields
+            )
         except Exception:  # noqa: BLE001 - logging must not break what it reports; the standard handler prints the fault
             self.handleError(record)
 

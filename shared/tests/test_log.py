@@ -1,0 +1,95 @@
+"""Logs: one JSON line an event, with the request's ids, bounded and without secrets."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import context, log
+
+
+@pytest.fixture(autouse=True)
+def restore() -> Iterator[None]:
+    handlers, level = logging.getLogger().handlers, logging.getLogger().level
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().handlers = handlers
+    logging.getLogger().setLevel(level)
+
+
+def lines(capfdbinary: pytest.CaptureFixture[bytes]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+
+
+def test_a_line_has_service_replica_level_time_and_request_ids(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    log.set_up(service="users", replica="users-1", level="INFO")
+    token = context.enter(context.RequestContext("req-1", traceparent=f"00-{'a' * 32}-{'b' * 16}-01", subject="u1"))
+    structlog.get_logger().info("user_created", count=2)
+    context.leave(token)
+
+    (line,) = lines(capfdbinary)
+
+    assert line["event"] == "user_created"
+    assert (line["service"], line["replica"], line["level"], line["count"]) == ("users", "users-1", "info", 2)
+    assert (line["request_id"], line["trace_id"], line["user_id"]) == ("req-1", "a" * 32, "u1")
+    assert "time" in line
+
+
+def test_lines_under_the_level_are_not_written(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    log.set_up(service="users", replica="users-1", level="WARNING")
+    structlog.get_logger().info("quiet")
+    assert lines(capfdbinary) == []
+
+
+def test_secrets_are_masked_by_key_and_by_form(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    log.set_up(service="users", replica="users-1", level="INFO")
+    structlog.get_logger().info(
+        "seen",
+        password="hunter2",
+        nested={"refresh_token": "hunter2"},
+        text="Authorization: Bearer hunter2abc and nats://user:hunter2@host:4222",
+        path="/ws/chat?token=hunter2&x=1",
+    )
+    out = capfdbinary.readouterr().out
+    assert b"hunter2" not in out
+    assert b"nats://user:***@host:4222" in out
+
+
+def test_an_exception_is_one_line_and_masked(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    log.set_up(service="users", replica="users-1", level="INFO")
+    try:
+        raise RuntimeError("cannot reach postgresql://app:hunter2@db/x")
+    except RuntimeError:
+        structlog.get_logger().exception("failed")
+    out = capfdbinary.readouterr().out
+    assert out.count(b"\n") == 1
+    assert b"hunter2" not in out
+    assert b"RuntimeError" in out
+
+
+def test_library_messages_come_out_as_lines_of_ours(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    log.set_up(service="users", replica="users-1", level="INFO")
+    logging.getLogger("somelib").warning("lost %s", "it")
+    (line,) = lines(capfdbinary)
+    assert (line["event"], line["logger"], line["message"], line["level"]) == (
+        "library_message",
+        "somelib",
+        "lost it",
+        "warning",
+    )
+
+
+def test_a_long_text_is_cut(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    log.set_up(service="users", replica="users-1", level="INFO")
+    structlog.get_logger().info("big", text="x" * 1_000_000)
+    assert len(capfdbinary.readouterr().out) < 2 * log.TEXT_CHARS_MAX
+
+
+@given(st.text(alphabet=st.characters(codec="ascii", exclude_characters=" \"',;"), min_size=1))
+def test_no_bearer_token_survives_masking(token: str) -> None:
+    marked = f"zq{token.strip() or 'x'}qz"
+    assert marked not in log.mask(f"Bearer {marked}")

@@ -1,0 +1,169 @@
+"""Deadlines, ids, checks and supervised tasks."""
+
+import asyncio
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import checks, context, deadline, ids, tasks
+from shared.checks import Readiness
+from shared.deadline import Deadline
+from shared.errors import DeadlineExceeded
+
+
+def test_new_ids_are_uuid7_and_sort_by_time() -> None:
+    made = [ids.new_id() for _ in range(1000)]
+    assert all(ids.is_id(text) for text in made)
+    assert made == sorted(made)
+    assert len(set(made)) == 1000
+
+
+@given(st.text(max_size=50))
+def test_no_other_text_is_an_id(text: str) -> None:
+    assert not ids.is_id(text)
+
+
+def test_request_ids_are_unique_and_pass_their_own_check() -> None:
+    made = [ids.new_request_id() for _ in range(1000)]
+    assert len(set(made)) == 1000
+    assert all(ids.is_request_id(text) for text in made)
+
+
+@pytest.mark.parametrize("text", ["", "a\n", "a b", "ä", "x" * 129, "a/b"])
+def test_a_bad_request_id_is_refused(text: str) -> None:
+    assert not ids.is_request_id(text)
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.5", "1e3", "--1", "9" * 12, "²"])
+def test_an_unreadable_deadline_is_none(text: str) -> None:
+    assert Deadline.from_header(text) is None
+
+
+def test_a_deadline_counts_down_and_over() -> None:
+    left = Deadline.after(10)
+    assert 9 < left.remaining_s() <= 10
+    assert not left.expired
+    over = Deadline.from_header("-5")
+    assert over is not None
+    assert over.expired
+    assert over.remaining_s() == 0.0
+
+
+def test_a_huge_deadline_is_cut() -> None:
+    found = Deadline.from_header("999999999")
+    assert found is not None
+    assert found.remaining_s() <= deadline.HEADER_MS_MAX / 1000
+
+
+async def test_limit_raises_at_the_earlier_of_both_bounds() -> None:
+    with pytest.raises(DeadlineExceeded, match="the query"):
+        async with deadline.limit(Deadline.after(0.01), 60, "the query"):
+            await asyncio.Event().wait()
+    with pytest.raises(DeadlineExceeded):
+        async with deadline.limit(None, 0.01, "the query"):
+            await asyncio.Event().wait()
+
+
+async def test_limit_lets_a_timeout_of_the_inside_through_as_a_deadline_only_when_it_is_one() -> None:
+    with pytest.raises(ValueError, match="own"):
+        async with deadline.limit(None, 5, "x"):
+            raise ValueError("own fault")
+
+
+def test_outgoing_headers_carry_id_trace_and_deadline() -> None:
+    token = context.enter(context.RequestContext("r1", traceparent="00-x", deadline=Deadline.after(2)))
+    headers = context.outgoing_headers()
+    context.leave(token)
+    assert headers["X-Request-ID"] == "r1"
+    assert headers["traceparent"] == "00-x"
+    assert 0 < int(headers["X-Request-Timeout-Ms"]) <= 2000
+    assert context.outgoing_headers() == {}
+
+
+async def test_checks_run_together_and_a_hanging_one_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "CHECK_TIMEOUT_S", 0.05)
+    both_began = asyncio.Barrier(2)
+
+    async def hang() -> None:
+        await both_began.wait()
+        await asyncio.Event().wait()
+
+    readiness = Readiness()
+    readiness.require({"a": hang, "b": hang})
+
+    is_ready, report = await readiness.report()
+
+    assert not is_ready
+    assert report == {"state": "not_ready", "checks": {"a": "failing", "b": "failing"}}
+
+
+async def test_probes_at_once_share_one_round_trip() -> None:
+    asked = 0
+
+    async def check() -> None:
+        nonlocal asked
+        asked += 1
+
+    readiness = Readiness()
+    readiness.require({"a": check})
+    await asyncio.gather(*(readiness.report() for _ in range(50)))
+    assert asked == 1
+
+
+async def test_a_failing_task_is_started_again() -> None:
+    runs = 0
+    done = asyncio.Event()
+
+    async def work() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise RuntimeError("once")
+        done.set()
+
+    async with tasks.Supervisor() as supervisor:
+        supervisor.start("work", work)
+        await asyncio.wait_for(done.wait(), 5)
+    assert runs == 2
+
+
+async def test_closing_cancels_and_awaits_every_task() -> None:
+    cleaned = asyncio.Event()
+    began = asyncio.Event()
+
+    async def work() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.set()
+
+    supervisor = tasks.Supervisor()
+    supervisor.start("work", work)
+    with pytest.raises(ValueError, match="already running"):
+        supervisor.start("work", work)
+    await began.wait()
+    await supervisor.close()
+    assert cleaned.is_set()
+
+
+async def test_a_task_that_does_not_stop_does_not_hold_the_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "STOP_WAIT_S", 0.05)
+    release, began = asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await release.wait()
+
+    supervisor = tasks.Supervisor()
+    supervisor.start("stubborn", stubborn)
+    await began.wait()
+    started = time.monotonic()
+    await supervisor.close()
+    release.set()
+    assert time.monotonic() - started < 5
