@@ -89,7 +89,7 @@ class Broker:
 
     def log_for(self, subject: str) -> MemoryLog | None:
         for log in self.logs.values():
-            if any(subjects.matches(pattern, subject) for pattern in log.config.subjects):
+            if subjects.takes(log.config, subject):
                 return log
         return None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from shared.bus.base import Appended, LogConfig, Message
 from shared.bus.epoch import base36
+from shared.bus.subjects import check_log_size
 
 MESSAGE_IDS_MAX = 100_000
 """So many message ids are remembered at most; past it the oldest is forgotten before its window ends."""
@@ -47,10 +48,7 @@ class MemoryLog:
         self, subject: str, data: bytes, headers: Mapping[str, str], message_id: str
     ) -> tuple[Appended, Message | None]:
         """Store a message; return the answer and what was stored (None for a duplicate)."""
-        if len(data) > self.config.message_bytes_max:
-            raise ValueError(
-                f"the log {self.config.name} takes messages of up to {self.config.message_bytes_max} bytes"
-            )
+        check_log_size(self.config, data)
         now = self.clock()
         self._forget_ids(now)
         if message_id and message_id in self._ids:

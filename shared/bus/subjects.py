@@ -59,6 +59,17 @@ def check_message(subject: str, data: bytes, headers: Mapping[str, str] | None, 
         raise ValueError(f"headers have at most {HEADERS_BYTES_MAX} bytes in all")
 
 
+def check_log_size(config: LogConfig, data: bytes) -> None:
+    """Refuse, with a ValueError, data that a log does not take."""
+    if len(data) > config.message_bytes_max:
+        raise ValueError(f"the log {config.name} takes messages of up to {config.message_bytes_max} bytes")
+
+
+def takes(config: LogConfig, subject: str) -> bool:
+    """Tell whether a log stores messages of a subject."""
+    return any(matches(pattern, subject) for pattern in config.subjects)
+
+
 def check_message_id(message_id: str) -> None:
     """Refuse, with a ValueError, a message id that is not one short line."""
     if len(message_id) > 256 or any(ord(character) < 0x21 for character in message_id):

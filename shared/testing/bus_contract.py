@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -36,10 +36,13 @@ class Collector:
         return self.messages
 
 
-async def eventually(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, timeout_s: float = 10.0) -> None:
     """Return once a condition holds that nothing announces; TimeoutError when it does not come to hold."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while True:
+            holds = condition()
+            if holds if isinstance(holds, bool) else await holds:
+                return
             await asyncio.sleep(0.01)
 
 
@@ -360,9 +363,11 @@ class BusContract:
     async def test_a_message_id_is_forgotten_after_its_window(self, bus: Bus, word: str) -> None:
         await bus.ensure_log(log_config(word, duplicate_window_s=0.2))
         await bus.append(f"{word}.in.a", b"", message_id="id")
-        async with asyncio.timeout(10):
-            while (await bus.append(f"{word}.in.a", b"", message_id="id")).duplicate:
-                await asyncio.sleep(0.05)
+
+        async def stored_again() -> bool:
+            return not (await bus.append(f"{word}.in.a", b"", message_id="id")).duplicate
+
+        await eventually(stored_again)
         assert await bus.last_offset(word, f"{word}.in.a") == 2
 
     async def test_only_the_newest_of_a_subject_are_kept(self, bus: Bus, word: str) -> None:
@@ -377,9 +382,11 @@ class BusContract:
         await bus.ensure_log(log_config(word, age_max_s=1.0, duplicate_window_s=0.5))
         await bus.append(f"{word}.in.a", b"")
         assert await bus.last_offset(word, f"{word}.in.a") == 1
-        async with asyncio.timeout(10):
-            while await bus.last_offset(word, f"{word}.in.a"):
-                await asyncio.sleep(0.05)
+
+        async def gone() -> bool:
+            return await bus.last_offset(word, f"{word}.in.a") == 0
+
+        await eventually(gone)
         assert await bus.read(word, f"{word}.in.a", after=0, limit=10) == []
 
     async def test_stored_messages_are_republished_with_their_positions(self, bus: Bus, other: Bus, word: str) -> None:
@@ -402,9 +409,11 @@ class BusContract:
     async def test_a_plain_publish_into_a_log_is_stored(self, bus: Bus, word: str) -> None:
         await bus.ensure_log(log_config(word))
         await bus.publish(f"{word}.in.a", b"plain")
-        async with asyncio.timeout(10):
-            while not await bus.last_offset(word, f"{word}.in.a"):
-                await asyncio.sleep(0.01)
+
+        async def stored() -> bool:
+            return await bus.last_offset(word, f"{word}.in.a") == 1
+
+        await eventually(stored)
         assert [m.data for m in await bus.read(word, f"{word}.in.a", after=0, limit=10)] == [b"plain"]
 
     async def test_without_a_log_there_is_no_appending_and_no_reading(self, bus: Bus, word: str) -> None:
@@ -417,7 +426,7 @@ class BusContract:
 
     async def test_a_log_refuses_messages_over_its_own_limit(self, bus: Bus, word: str) -> None:
         await bus.ensure_log(log_config(word, message_bytes_max=100))
-        with pytest.raises(ValueError, match="bytes|size"):
+        with pytest.raises(ValueError, match="bytes"):
             await bus.append(f"{word}.in.a", bytes(101))
         assert (await bus.append(f"{word}.in.a", b"small")).offset == 1
 
