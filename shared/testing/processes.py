@@ -48,8 +48,10 @@ class ServerProcess:
             self._process.send_signal(number)
 
     def pause(self) -> None:
-        """Let it stand still with its connections open (SIGSTOP)."""
-        self._signal(signal.SIGSTOP)
+        """Let it stand still with its connections open (SIGSTOP); returns once every thread of it does."""
+        if self._process is not None:
+            self._signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
