@@ -42,7 +42,7 @@ class NatsServer:
         binary = locate.find_nats()
         self.note = f"{binary.source} + JetStream"
         self.port = self._site.ports.take(self.name)
-        config = self._site.run / "nats.conf"
+        config = self._site.secrets / "nats.conf"
         write_private(config, self._config())
         return await spawn(_command(self._site, self.name, [str(binary.path), "-c", str(config)]))
 
@@ -84,7 +84,7 @@ class ValkeyServer:
         binary = locate.find_valkey()
         self.note = f"{binary.source}, cache only"
         self.port = self._site.ports.take(self.name)
-        config = self._site.run / "valkey.conf"
+        config = self._site.secrets / "valkey.conf"
         write_private(config, self._config())
         return await spawn(_command(self._site, self.name, [str(binary.path), str(config)]))
 
@@ -155,6 +155,11 @@ class PostgresServer:
             try:
                 await asyncio.to_thread(probes.ensure_database, self._target("postgres"), USER)
             except PgError as error:
+                if "password authentication failed" in str(error):
+                    raise CannotRun(
+                        f"The password in {self._site.secrets} is not the one that the data in {self._site.data} was "
+                        "made with: bring the old secrets folder back, or start on an empty --data-dir."
+                    ) from error
                 raise probes.NotReady(str(error)) from error
             self._has_database = True
         await probes.probe_postgres(self._target(USER))
