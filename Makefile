@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCKED := shared/pyproject.toml $(sort $(wildcard services/*/pyproject.toml)) dev/pyproject.toml
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+CODE := shared services dev tests conftest.py
 
-.PHONY: help up test check lock setup demo fmt
+.PHONY: help up setup check lint format types contracts unit test test-all demo fmt lock
+.DEFAULT_GOAL := help
 
 help:  ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -14,6 +16,38 @@ up:  ## start the whole fleet on this machine; Ctrl-C stops it
 
 setup:  ## make .venv with everything for working on the house
 	@$(PYTHON) dev setup --dev
+
+check: setup  ## format, lint, types, import contracts and unit tests; under 30 s warm
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint unit
+
+lint: format types contracts
+
+format:
+	@$(BIN)/ruff format --check -q $(CODE) || { echo "make fmt puts the form right"; exit 1; }
+	@$(BIN)/ruff check -q --output-format concise $(CODE)
+
+types:
+	@$(BIN)/mypy --no-error-summary shared services dev
+
+contracts:
+	@$(BIN)/lint-imports --no-logo | tail -n 3
+
+unit:
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" shared services dev tests/contracts
+
+test: setup lint  ## everything that needs no Docker: lint, unit, contract, isolation, e2e, one pass of each fault; <= 15 min
+	@$(BIN)/python -m pytest -q
+
+test-all: test  ## test, and each fault twice more
+	@$(BIN)/python -m pytest -q tests/chaos tests/e2e
+	@$(BIN)/python -m pytest -q tests/chaos tests/e2e
+
+demo: setup  ## a tour through the gateway URL; non-zero on any failure
+	@$(BIN)/python -m dev.demo
+
+fmt: setup  ## put the code into the house's form
+	@$(BIN)/ruff format -q $(CODE)
+	@$(BIN)/ruff check -q --fix $(CODE)
 
 lock: setup  ## renew requirements.lock and requirements-dev.lock from the pyproject files
 	$(LOCK) $(LOCKED) -o requirements.lock
