@@ -78,7 +78,12 @@ def test_folders_are_0700_and_secrets_0600_and_argv_has_none(tmp_path: Path) -> 
 
     modes = {str(p.relative_to(tmp_path)): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
     assert modes["d"] == modes["r"] == modes["r/secrets"] == modes["r/logs"] == 0o700
-    for name in ("r/secrets/nats-password", "r/secrets/valkey-password", "r/secrets/nats.conf", "r/secrets/valkey.conf"):
+    for name in (
+        "r/secrets/nats-password",
+        "r/secrets/valkey-password",
+        "r/secrets/nats.conf",
+        "r/secrets/valkey.conf",
+    ):
         assert modes[name] == 0o600
     assert all(len(password) >= 30 for password in passwords)
     assert not any(password in argv for password in passwords)
