@@ -59,11 +59,13 @@ def build(
     resources: Callable[[S, Runtime], AbstractAsyncContextManager[Opened[P]]],
     title: str,
     wrap: Callable[[ASGIApp, Runtime], ASGIApp] = lambda app, _: app,
+    has_limits: bool = True,
 ) -> Application:
     """Assemble a service.
 
     `resources(settings, runtime)` opens what the service needs for as long as it runs; its `parts` reach routes through
-    `parts_of`. `wrap` puts a service's own ASGI layer between the shared middleware and FastAPI.
+    `parts_of`. `wrap` puts a service's own ASGI layer between the shared middleware and FastAPI. `has_limits=False` leaves the
+    limits of body and deadline to that layer.
     """
     runtime = Runtime()
 
@@ -95,13 +97,18 @@ def build(
     for router in routers:
         fastapi.include_router(router)
     flush_spans = telemetry.instrument(fastapi, settings)
-    return Application(fastapi, _surround(wrap(fastapi, runtime), settings, runtime), runtime, settings)
+    inner = wrap(fastapi, runtime)
+    asgi = _surround(_limit(inner, settings) if has_limits else inner, runtime)
+    return Application(fastapi, asgi, runtime, settings)
 
 
-def _surround(app: ASGIApp, settings: Settings, runtime: Runtime) -> ASGIApp:
+def _limit(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """Put the limits of body and deadline around an app."""
+    return middleware.BodyLimit(middleware.DeadlineLimit(app), settings.body_bytes_max)
+
+
+def _surround(app: ASGIApp, runtime: Runtime) -> ASGIApp:
     """Put the shared middleware around an app; the first line is the innermost."""
-    app = middleware.DeadlineLimit(app)
-    app = middleware.BodyLimit(app, settings.body_bytes_max)
     app = middleware.Faults(app)
     app = middleware.ResponseHeaders(app, middleware.nosniff)
     app = middleware.RequestMetrics(app, runtime.metrics)

@@ -1,0 +1,99 @@
+"""Assembly of the gateway: the lane in front, its own control side behind, and what both need while it runs."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp
+
+from services.gateway.lane.balance import Balancer
+from services.gateway.lane.entry import Lane
+from services.gateway.lane.exchange import Upstreams
+from services.gateway.lane.pool import Pool
+from services.gateway.lane.sweeper import Sweeper
+from services.gateway.lane.websocket import WebSocketProxy
+from services.gateway.routes import MetricsGuard
+from services.gateway.settings import GatewaySettings
+from shared.app import Application, Opened, Runtime, build
+from shared.endpoints import Address, Endpoints
+from shared.http import JwksOverHttp, open_client
+from shared.tokens import TokenVerifier
+
+ISSUER_SERVICE = "users"
+ISSUER_PATH = "/.well-known/jwks.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the gateway has open while it runs."""
+
+    endpoints: Endpoints
+    verifier: TokenVerifier
+    pool: Pool
+    balancer: Balancer
+    sweeper: Sweeper
+
+
+def create(settings: GatewaySettings) -> Application:
+    """Return the gateway's application."""
+    endpoints = Endpoints(settings.endpoints)
+    client = open_client()
+    pool = Pool()
+    parts = Parts(
+        endpoints=endpoints,
+        verifier=TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH)),
+        pool=pool,
+        balancer=Balancer(endpoints),
+        sweeper=Sweeper(pool),
+    )
+
+    def wrap(app: ASGIApp, runtime: Runtime) -> ASGIApp:
+        return _lane(app, settings, parts, runtime.readiness.draining)
+
+    @asynccontextmanager
+    async def resources(_: GatewaySettings, runtime: Runtime) -> AsyncIterator[Opened[Parts]]:
+        async def check_endpoints() -> None:
+            if not endpoints.services:
+                raise ConnectionError("no replica of any service is known")
+
+        def forget_vanished() -> None:
+            pool.keep_only(_known(endpoints))
+
+        endpoints.on_change.append(forget_vanished)
+        async with client:
+            await endpoints.refresh()
+            runtime.tasks.start("endpoints", endpoints.watch)
+            runtime.tasks.start("sweeper", parts.sweeper.run)
+            try:
+                yield Opened(parts, {"endpoints": check_endpoints})
+            finally:
+                pool.close()
+
+    return build(settings, routers=(), resources=resources, title="Roundhouse gateway", wrap=wrap, has_limits=False)
+
+
+def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts, draining: asyncio.Event) -> Lane:
+    return Lane(
+        MetricsGuard(app, parts.verifier, auth=settings.metrics_auth, private_port=settings.private_port),
+        settings.table,
+        upstreams=Upstreams(parts.pool, parts.balancer, parts.sweeper, draining),
+        verifier=parts.verifier,
+        websockets=WebSocketProxy(parts.balancer, origins=settings.origin_names),
+        authorities=settings.authority_names,
+    )
+
+
+def _known(endpoints: Endpoints) -> frozenset[Address]:
+    return frozenset(address for addresses in endpoints.services.values() for address in addresses)
+
+
+def public_sockets(settings: GatewaySettings) -> Sequence[socket.socket]:
+    """Return the inherited public socket, where there is one."""
+    if settings.fd is None:
+        return ()
+    # It must not reach a child of ours; our own descriptor does not say so by itself.
+    os.set_inheritable(settings.fd, False)
+    return (socket.socket(fileno=settings.fd),)

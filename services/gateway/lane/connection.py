@@ -1,0 +1,304 @@
+"""One HTTP/1.1 connection to an upstream: writes requests, parses answers, holds both sides to the slower one's pace."""
+
+import asyncio
+import select
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import httptools
+
+from services.gateway.lane.head import Headers, filter_response
+from shared.endpoints import Address
+
+BUFFER_BYTES_MAX = 64 * 1024
+"""Of an answer's body waiting for a slow client, before the upstream's socket is no longer read."""
+
+HEAD_BYTES_MAX = 64 * 1024
+"""Of an answer until its head is complete, interim answers among it."""
+
+
+class UpstreamFault(Exception):
+    """The upstream did not answer as HTTP/1.1 demands; the text is for logs."""
+
+
+class ClosedEarly(UpstreamFault):
+    """The upstream closed before it sent a byte: on a reused connection it had closed it as idle."""
+
+
+class Owner(Protocol):
+    """Who is told when a connection ends."""
+
+    def on_lost(self, connection: "UpstreamConnection") -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """An answer's status and the headers that go on to the client."""
+
+    status: int
+    headers: Headers
+    is_event_stream: bool
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """Serves one exchange at a time: `start`, `write` ..., `response_head`, then `take` until it says done.
+
+    `is_reusable` is true once an answer ended where its framing said, with nothing after it.
+    """
+
+    __slots__ = (
+        "_buffered",
+        "_can_write",
+        "_fault",
+        "_head_bytes",
+        "_headers",
+        "_is_head_request",
+        "_is_interim",
+        "_is_paused",
+        "_is_until_close",
+        "_keeps_alive",
+        "_news",
+        "_owner",
+        "_parser",
+        "_parts",
+        "_transport",
+        "address",
+        "head",
+        "idle_since",
+        "is_busy",
+        "is_complete",
+        "is_reusable",
+        "is_reused",
+        "was_made",
+    )
+
+    def __init__(self, address: Address, owner: Owner) -> None:
+        self.address = address
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._can_write: asyncio.Future[None] | None = None
+        self._news: asyncio.Future[None] | None = None
+        self.was_made = False
+        self.is_busy = False
+        self.is_reused = False
+        self.idle_since = 0.0
+        self._reset(is_head_request=False)
+
+    def _reset(self, *, is_head_request: bool) -> None:
+        self._is_head_request = is_head_request
+        self._headers: Headers = []
+        self._head_bytes = 0
+        self._is_interim = False
+        self._is_until_close = False
+        self._is_paused = False
+        self._keeps_alive = False
+        self._parts: list[bytes] = []
+        self._buffered = 0
+        self._fault: UpstreamFault | None = None
+        self.head: ResponseHead | None = None
+        self.is_complete = False
+        self.is_reusable = False
+
+    # The exchange's side.
+
+    def start(self, *, is_head_request: bool) -> None:
+        """Begin an exchange."""
+        self._reset(is_head_request=is_head_request)
+        self.is_busy = True
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
+        if self._transport is None or self._transport.is_closing():
+            self._fail(ClosedEarly("closed before the request"))
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the request; a connection that is gone shows in the answer, not here."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the upstream reads what was written."""
+        if self._can_write is not None:
+            await asyncio.shield(self._can_write)
+
+    async def response_head(self) -> ResponseHead:
+        """Wait for the answer's head, interim answers skipped. Raises UpstreamFault."""
+        while self.head is None:
+            if self._fault is not None:
+                raise self._fault
+            await self.wait()
+        return self.head
+
+    def take(self) -> tuple[bytes, bool]:
+        """Return what came of the body since the last call and whether it has ended. Raises UpstreamFault."""
+        if self._parts:
+            data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts.clear()
+            self._buffered = 0
+            if self._is_paused and self._transport is not None:
+                self._is_paused = False
+                self._transport.resume_reading()
+            return data, self.is_complete
+        if self._fault is not None:
+            raise self._fault
+        return b"", self.is_complete
+
+    async def wait(self) -> None:
+        """Wait for anything new from the upstream."""
+        if self._fault is None and not self.is_complete:
+            self._news = asyncio.get_running_loop().create_future()
+            try:
+                await self._news
+            finally:
+                self._news = None
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.abort()
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def has_unread(self) -> bool:
+        """Ask the kernel whether bytes or a close wait to be read; on an idle connection either means that it is spent."""
+        transport = self._transport
+        sock = transport.get_extra_info("socket") if transport is not None else None
+        if sock is None or sock.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    # The event loop's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.was_made = True
+        # uvloop's transport is one in all but ancestry.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=BUFFER_BYTES_MAX)
+
+    def pause_writing(self) -> None:
+        self._can_write = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self._can_write is not None and not self._can_write.done():
+            self._can_write.set_result(None)
+        self._can_write = None
+
+    def data_received(self, data: bytes) -> None:
+        if not self.is_busy or self._parser is None:
+            # Nobody asked: an answer to nothing must never become the answer to the next request.
+            self.abort()
+            return
+        if self.head is None:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._parser = None
+            self.is_reusable = False
+            if not self.is_complete:
+                cause = error.__context__ if isinstance(error.__context__, UpstreamFault) else error
+                self._fail(UpstreamFault(f"malformed answer: {cause}"[:200]))
+        if self.head is None and self._head_bytes > HEAD_BYTES_MAX:
+            self._fail(UpstreamFault("the answer's head is too large"))
+        self._tell()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.resume_writing()
+        if self.is_busy and not self.is_complete:
+            if self.head is not None and self._is_until_close and exc is None and self._fault is None:
+                self.is_complete = True
+            elif self._head_bytes == 0:
+                self._fail(ClosedEarly("closed before an answer"))
+            else:
+                self._fail(UpstreamFault("closed in the middle of an answer"))
+        self._parser = None
+        self._transport = None
+        self._owner.on_lost(self)
+        self._tell()
+
+    def _fail(self, fault: UpstreamFault) -> None:
+        if self._fault is None:
+            self._fault = fault
+        self.is_reusable = False
+        self.abort()
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    # The parser's side.
+
+    def on_message_begin(self) -> None:
+        if self.is_complete:
+            # More than was asked for: what has been read stands, the connection is spent.
+            self.is_reusable = False
+            raise UpstreamFault("bytes after the answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers come here too; they are dropped, never merged into the head.
+        if self.head is None:
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            if status == 101:
+                raise UpstreamFault("an upgrade nobody asked for")
+            self._is_interim = True
+            self._headers = []
+            return
+        if not 200 <= status <= 599:
+            raise UpstreamFault("a status that does not exist")
+        self._read_framing(status)
+        has_no_body = self._is_head_request or status in (204, 304)
+        # A 304 may declare the length of what it does not send (RFC 9110, section 8.6), which no server can then keep.
+        headers = filter_response(self._headers, has_length=status not in (204, 304))
+        kinds = [value for name, value in headers if name == b"content-type"]
+        self.head = ResponseHead(status, headers, bool(kinds) and kinds[0].lower().startswith(b"text/event-stream"))
+        if has_no_body:
+            self._end()
+            if self._is_head_request:
+                # The parser does not know of HEAD and waits for a body; it is replaced for the next answer.
+                self._parser = None
+
+    def _read_framing(self, status: int) -> None:
+        lengths, encodings, connection = 0, [], b""
+        for name, value in self._headers:
+            if name == b"content-length":
+                lengths += 1
+            elif name == b"transfer-encoding":
+                encodings.append(value.strip().lower())
+            elif name == b"connection":
+                connection += b"," + value.lower()
+        if lengths > 1 or (encodings and (lengths or encodings != [b"chunked"])):
+            raise UpstreamFault("the answer's length is ambiguous")
+        assert self._parser is not None
+        tokens = {token.strip() for token in connection.split(b",")} if connection else set()
+        is_1_1 = self._parser.get_http_version() == "1.1"
+        self._is_until_close = not lengths and not encodings and status not in (204, 304)
+        self._keeps_alive = b"close" not in tokens and (is_1_1 or b"keep-alive" in tokens)
+
+    def on_body(self, data: bytes) -> None:
+        if self.is_complete:
+            self.is_reusable = False
+            return
+        self._parts.append(data)
+        self._buffered += len(data)
+        if self._buffered > BUFFER_BYTES_MAX and not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if self._is_interim:
+            self._is_interim = False
+        elif not self.is_complete:
+            self._end()
+
+    def _end(self) -> None:
+        self.is_complete = True
+        self.is_reusable = self._keeps_alive and (self._is_head_request or not self._is_until_close)

@@ -1,0 +1,49 @@
+"""The sweeper: one clock for every exchange under way, where a timer each would cost more than the rest of the bookkeeping."""
+
+import asyncio
+import time
+from typing import Protocol
+
+from services.gateway.lane.pool import Pool
+
+TICK_S = 0.05
+"""How late a deadline may be noticed."""
+
+POOL_TICKS = 20
+
+
+class Swept(Protocol):
+    """What is told the time."""
+
+    def on_tick(self, now: float) -> None:
+        """Look at the clock (monotonic seconds) and act on what is due; must not block or raise."""
+
+
+class Sweeper:
+    """Calls `on_tick` of all that was added, every 50 ms."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._swept: set[Swept] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self._swept)
+
+    def add(self, item: Swept) -> None:
+        self._swept.add(item)
+
+    def discard(self, item: Swept) -> None:
+        self._swept.discard(item)
+
+    async def run(self) -> None:
+        """Tick for ever; the service runs it as a background task."""
+        ticks = 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            for item in tuple(self._swept):
+                item.on_tick(now)
+            ticks += 1
+            if ticks % POOL_TICKS == 0:
+                self._pool.sweep(now)

@@ -1,0 +1,246 @@
+"""The WebSocket proxy: one upstream connection per client, messages and closes carried both ways at the slower side's pace."""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+from starlette.types import Receive, Scope, Send
+from websockets.asyncio.client import ClientConnection
+from websockets.client import ClientProtocol
+from websockets.datastructures import Headers as HandshakeHeaders
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.frames import EXTERNAL_CLOSE_CODES
+from websockets.typing import Subprotocol
+from websockets.uri import WebSocketURI
+
+from services.gateway.lane.balance import Balancer
+from services.gateway.lane.exchange import CONNECTS_MAX
+from services.gateway.lane.forward import forwarding_headers, target_of
+from services.gateway.lane.head import RequestHead, filter_response
+from services.gateway.lane.pool import CONNECT_TIMEOUT_S
+from services.gateway.model import Route
+from shared.endpoints import Address
+from shared.errors import PROBLEM_MEDIA_TYPE, BadGateway, DeadlineExceeded, Forbidden, Problem, Unavailable
+from shared.problems import body_of
+
+DOWN_MESSAGE_BYTES_MAX = 1024 * 1024
+"""From a service to a client, where a page of history may be large; the server bounds the other direction at 64 KiB."""
+
+QUEUED_FRAMES_MAX = 16
+PING_INTERVAL_S = 20.0
+PING_TIMEOUT_S = 20.0
+CLOSE_TIMEOUT_S = 2.0
+REASON_BYTES_MAX = 123
+
+GOING_AWAY, BAD_GATEWAY, TOO_BIG = 1001, 1014, 1009
+NO_CODE, ABNORMAL = 1005, 1006
+"""What a receiver is told when no close frame came (RFC 6455, section 7.4.1); neither may be sent."""
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Bridge:
+    """One open pair of connections."""
+
+    upstream: ClientConnection
+    receive: Receive
+    send: Send
+    is_client_gone: bool = False
+
+    async def run(self) -> None:
+        """Carry messages until either side closes. Each side's close ends the other's loop."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._upwards(), name="gateway-ws-up")
+                group.create_task(self._downwards(), name="gateway-ws-down")
+        finally:
+            self.upstream.transport.abort()
+
+    async def _upwards(self) -> None:
+        try:
+            while True:
+                message = await self.receive()
+                if message["type"] == "websocket.disconnect":
+                    self.is_client_gone = True
+                    code, reason = _sendable(message.get("code", NO_CODE), message.get("reason") or "", GOING_AWAY)
+                    await self.upstream.close(code, reason)
+                    return
+                if message["type"] == "websocket.receive":
+                    text = message.get("text")
+                    await self.upstream.send(message["bytes"] if text is None else text)
+        except ConnectionClosed:
+            # The other direction tells the client why.
+            return
+
+    async def _downwards(self) -> None:
+        try:
+            while True:
+                message = await self.upstream.recv()
+                if isinstance(message, str):
+                    await self.send({"type": "websocket.send", "text": message})
+                else:
+                    await self.send({"type": "websocket.send", "bytes": message})
+        except ConnectionClosed as closed:
+            if not self.is_client_gone:
+                await self._close_client(closed)
+        except OSError:
+            # The server's way to say that the client is gone; its disconnect event ends the other direction.
+            return
+
+    async def _close_client(self, closed: ConnectionClosed) -> None:
+        if closed.rcvd is not None:
+            code, reason = _sendable(closed.rcvd.code, closed.rcvd.reason, 1000)
+        elif closed.sent is not None and closed.sent.code == TOO_BIG:
+            code, reason = TOO_BIG, "the service's message is too big"
+        else:
+            code, reason = BAD_GATEWAY, "the service went away"
+        try:
+            await self.send({"type": "websocket.close", "code": code, "reason": reason})
+        except OSError:
+            return
+
+
+def _sendable(code: int, reason: str, instead: int) -> tuple[int, str]:
+    """Return a close code and reason that may go on the wire."""
+    if code in (NO_CODE, ABNORMAL):
+        return instead, ""
+    if code in EXTERNAL_CLOSE_CODES or 3000 <= code < 5000:
+        return code, reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore")
+    return instead, ""
+
+
+class WebSocketProxy:
+    """Opens and carries the WebSockets of the lane."""
+
+    def __init__(self, balancer: Balancer, *, origins: frozenset[str]) -> None:
+        """`origins` are foreign origins (lower case) that may open a WebSocket besides the gateway's own."""
+        self._balancer = balancer
+        self._origins = origins
+
+    async def run(self, route: Route, head: RequestHead, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one handshake and, where the service takes it, the connection."""
+        address: Address | None = None
+        try:
+            self._check_origin(scope, head)
+            async with asyncio.timeout(route.timeout_s):
+                upstream, address = await self._open(route, head, scope)
+        except TimeoutError:
+            await refuse_handshake(DeadlineExceeded("the service did not answer in time"), scope, send)
+            return
+        except InvalidStatus as refused:
+            await _pass_refusal(refused, scope, send)
+            return
+        except (InvalidHandshake, EOFError) as error:
+            log.warning("upstream_failed", upstream=route.service, reason=type(error).__name__)
+            await refuse_handshake(BadGateway(), scope, send)
+            return
+        except Problem as problem:
+            await refuse_handshake(problem, scope, send)
+            return
+        try:
+            await self._serve(upstream, receive, send)
+        finally:
+            self._balancer.end(address)
+
+    async def _serve(self, upstream: ClientConnection, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": []})
+        except BaseException:
+            upstream.transport.abort()
+            raise
+        await _Bridge(upstream, receive, send).run()
+
+    def _check_origin(self, scope: Scope, head: RequestHead) -> None:
+        """Browsers send cookies and let any page open a WebSocket anywhere; `Origin` says which page it was."""
+        if not head.origin:
+            return
+        origin = head.origin.decode("latin-1").lower()
+        own = head.host.decode("latin-1").lower()
+        if origin in self._origins or origin in (f"http://{own}", f"https://{own}"):
+            return
+        raise Forbidden("this origin may not open a WebSocket here", code="origin_not_allowed")
+
+    async def _open(self, route: Route, head: RequestHead, scope: Scope) -> tuple[ClientConnection, Address]:
+        """Return an open upstream connection, counted at its address. Raises what a handshake can, and Unavailable."""
+        tried: list[Address] = []
+        while len(tried) < CONNECTS_MAX:
+            address = self._balancer.choose(route.service, tried)
+            if address is None:
+                break
+            self._balancer.begin(address)
+            try:
+                return await _handshake(address, head, scope), address
+            except OSError:
+                self._balancer.end(address)
+                self._balancer.refused(address)
+                tried.append(address)
+            except BaseException:
+                self._balancer.end(address)
+                raise
+        raise Unavailable(f"the service {route.service} takes no connection", code="no_upstream")
+
+
+async def _handshake(address: Address, head: RequestHead, scope: Scope) -> ClientConnection:
+    """Connect and shake hands with one replica, with no redirect followed. Raises OSError where nothing took the connection."""
+    path, _, query = target_of(scope).decode("ascii").partition("?")
+    subprotocols = [Subprotocol(name) for name in scope["subprotocols"] if name]
+    protocol = ClientProtocol(
+        WebSocketURI(secure=False, host=address[0], port=address[1], path=path, query=query),
+        subprotocols=subprotocols or None,
+        max_size=DOWN_MESSAGE_BYTES_MAX,
+    )
+    connection = ClientConnection(
+        protocol,
+        ping_interval=PING_INTERVAL_S,
+        ping_timeout=PING_TIMEOUT_S,
+        close_timeout=CLOSE_TIMEOUT_S,
+        max_queue=QUEUED_FRAMES_MAX,
+    )
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await asyncio.get_running_loop().create_connection(lambda: connection, *address)
+    except TimeoutError as error:
+        raise ConnectionError("no connection in time") from error
+    passed = HandshakeHeaders()
+    for name, value in (*head.passed, *forwarding_headers(scope, head)):
+        # Those of the handshake are each hop's own.
+        if not name.startswith(b"sec-websocket-"):
+            passed[name.decode("latin-1")] = value.decode("latin-1")
+    try:
+        await connection.handshake(passed, user_agent_header=None)
+    except BaseException:
+        connection.transport.abort()
+        raise
+    connection.start_keepalive()
+    return connection
+
+
+async def _pass_refusal(refused: InvalidStatus, scope: Scope, send: Send) -> None:
+    """Give a service's refusal of the handshake to the client as it is."""
+    response = refused.response
+    if not 400 <= response.status_code <= 599:
+        await refuse_handshake(BadGateway(), scope, send)
+        return
+    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
+    headers = filter_response(raw, has_length=False)
+    await _send_refusal(response.status_code, headers, bytes(response.body or b""), send)
+
+
+async def refuse_handshake(problem: Problem, scope: Scope, send: Send) -> None:
+    """Answer a handshake with a problem as plain HTTP, which says more than a closed socket."""
+    headers = [
+        (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
+        (b"cache-control", b"no-store"),
+        *((name.lower().encode(), value.encode("latin-1")) for name, value in problem.headers.items()),
+    ]
+    await _send_refusal(problem.status, headers, body_of(problem, scope["path"]), send)
+
+
+async def _send_refusal(status: int, headers: list[tuple[bytes, bytes]], body: bytes, send: Send) -> None:
+    try:
+        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
+    except OSError:
+        # The client went away before it was refused.
+        return
