@@ -62,7 +62,7 @@ Handler = Callable[[Message], Awaitable[None]]
 
 class Subscription(Protocol):
     async def stop(self) -> None:
-        """Take no further messages; those already handed over are finished. Idempotent."""
+        """Take no further messages; those already handed over are finished, within 5 s. Idempotent; the handler itself may call it."""
 
 
 class Bus(Protocol):
@@ -74,13 +74,18 @@ class Bus(Protocol):
     async def publish(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = ""
     ) -> None:
-        """Send to whoever listens now; at most once. Raises BusUnavailable at once while disconnected (nothing is buffered)."""
+        """Send to whoever listens now; at most once. Raises BusUnavailable at once while disconnected (nothing is buffered).
+
+        Where more than 1 MiB is unsent it waits for the server, at most 2 s. Names of headers beginning with `Nats-` are the
+        server's own: ValueError.
+        """
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
         """Call `handler` for each message, one at a time and in order; with `queue`, each message goes to one member of the group.
 
         Active at the server when this returns. At most 1,024 messages wait; when more come the oldest is dropped and counted.
-        A handler's exception is logged and the next message is handled.
+        A handler's exception is logged and the next message is handled. The subscription comes back by itself after an outage;
+        what was published meanwhile is not delivered.
         """
 
     async def request(
@@ -92,7 +97,11 @@ class Bus(Protocol):
         """Make one round trip to the server."""
 
     async def ensure_log(self, config: LogConfig, *, timeout_s: float = 5.0) -> str:
-        """Create the log or bring it to `config`; return its epoch, a text that changes when the log is created anew."""
+        """Create the log or bring it to `config`; return its epoch, a text that changes when the log is created anew.
+
+        Replicas may do so at once. Raises ValueError for a configuration that can never be (subjects of another log). Call it again
+        after an outage: a server that lost its store has no log until somebody does.
+        """
 
     async def append(
         self,
@@ -103,10 +112,18 @@ class Bus(Protocol):
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 2.0,
     ) -> Appended:
-        """Store in the log that takes `subject`; returns when it is durable. Same `message_id` inside the window: stored once."""
+        """Store in the log that takes `subject`; returns when it is durable. Same `message_id` inside the window: stored once.
+
+        Raises BusUnavailable too when no log takes the subject. After BusUnavailable append again with the same `message_id`.
+        """
 
     async def read(self, log: str, subject: str, *, after: int, limit: int, timeout_s: float = 2.0) -> list[Message]:
-        """Return up to `limit` stored messages of exactly `subject` with offset > `after`, oldest first, offsets set."""
+        """Return up to `limit` (1 to 1,000) stored messages of exactly `subject` with offset > `after`, oldest first, offsets set.
+
+        `previous_offset` chains inside the answer and is 0 on its first message. Whether something after `after` is gone already
+        is seen by reading from `after - 1`: the first message's offset is `after`, or there is a hole. Raises BusUnavailable too
+        when there is no such log.
+        """
 
     async def last_offset(self, log: str, subject: str, *, timeout_s: float = 2.0) -> int:
         """Return the newest offset of `subject`, 0 when it has none."""
