@@ -1,0 +1,61 @@
+"""The store of one process: opened by the URL's scheme, handed to routes by `get_db`."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from starlette.requests import HTTPConnection
+
+from services.users.adapters.keys import KeyStore
+from services.users.adapters.memory import MemoryDatabase, MemoryKeys, MemoryOutbox, MemorySessions, MemoryUsers
+from services.users.domain.ports import Outbox, SessionRepository, UserRepository
+from shared.app import parts_of
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Everything stored, whatever stores it."""
+
+    users: UserRepository
+    sessions: SessionRepository
+    outbox: Outbox
+    keys: KeyStore
+    ping: Callable[[], Awaitable[None]]
+
+
+class HasStore(Protocol):
+    @property
+    def store(self) -> Store: ...
+
+
+@asynccontextmanager
+async def open_store(url: str, *, name: str, connections_max: int = 10) -> AsyncIterator[Store]:
+    """Open the store of a `memory://` or `postgresql://` URL, migrated; `name` is shown to the server. Raises StoreError."""
+    if url.startswith("memory:"):
+        memory = MemoryDatabase()
+        yield Store(MemoryUsers(memory), MemorySessions(memory), MemoryOutbox(memory), MemoryKeys(memory), memory.ping)
+        return
+    # Here, so that a process on memory:// does not pay for the driver.
+    from services.users.adapters.postgres.keys import PostgresKeys
+    from services.users.adapters.postgres.migrate import migrate, read_migrations
+    from services.users.adapters.postgres.outbox import PostgresOutbox
+    from services.users.adapters.postgres.pool import open_database
+    from services.users.adapters.postgres.sessions import PostgresSessions
+    from services.users.adapters.postgres.users import PostgresUsers
+
+    async with open_database(url, name=name, connections_max=connections_max) as database:
+        await migrate(url, name=name, migrations=read_migrations())
+        yield Store(
+            PostgresUsers(database),
+            PostgresSessions(database),
+            PostgresOutbox(url, name=name),
+            PostgresKeys(database),
+            database.ping,
+        )
+
+
+async def get_db(connection: HTTPConnection) -> Store:
+    """Return the one store of this process; a FastAPI dependency."""
+    parts: HasStore = parts_of(connection)
+    return parts.store

@@ -1,0 +1,143 @@
+"""Signing keys: Ed25519, kept in the store with the private half sealed, shared by all replicas; and the tokens they sign."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import jwt
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from services.users.adapters.start import KeySealError
+from services.users.model.records import StoredKey, User
+from shared.errors import Unavailable
+from shared.ids import new_id
+from shared.tokens import ALGORITHM, AUDIENCE, ISSUER, TYPE
+
+SALT_BYTES = 16
+NONCE_BYTES = 12
+SEAL_FORM = b"\x01"
+"""The first byte of a sealed key, so that another way of sealing can follow."""
+
+
+class KeyStore(Protocol):
+    """All calls may raise Unavailable."""
+
+    async def all(self) -> list[StoredKey]:
+        """Return the keys, newest first."""
+
+    async def add_first(self, key: StoredKey) -> list[StoredKey]:
+        """Store a key where none is yet, whoever else tries at the same time; return the keys there are then."""
+
+
+def _derived(seal: str, salt: bytes) -> bytes:
+    # The seal may be a passphrase, so its derivation is slow (RFC 7914; 16 MiB, about 50 ms, once a start).
+    return Scrypt(salt=salt, length=32, n=2**14, r=8, p=1).derive(seal.encode())
+
+
+def seal_key(private_key: bytes, seal: str, kid: str) -> bytes:
+    """Encrypt a private key with AES-256-GCM under a key derived from the seal; the key id is bound to it. Blocks for 50 ms."""
+    salt, nonce = os.urandom(SALT_BYTES), os.urandom(NONCE_BYTES)
+    return SEAL_FORM + salt + nonce + AESGCM(_derived(seal, salt)).encrypt(nonce, private_key, kid.encode())
+
+
+def open_key(sealed: bytes, seal: str, kid: str) -> bytes:
+    """Return the private key. Raises KeySealError when the seal is another one. Blocks for 50 ms."""
+    salt, nonce = sealed[1 : 1 + SALT_BYTES], sealed[1 + SALT_BYTES : 1 + SALT_BYTES + NONCE_BYTES]
+    try:
+        if sealed[:1] != SEAL_FORM:
+            raise KeySealError(f"the signing key {kid} is sealed in a form that this version does not know")
+        return AESGCM(_derived(seal, salt)).decrypt(nonce, sealed[1 + SALT_BYTES + NONCE_BYTES :], kid.encode())
+    except InvalidTag:
+        raise KeySealError(
+            f"RH_USERS_KEY_SEAL does not open the signing key {kid} in the database: give the seal it was made with"
+        ) from None
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _key_id(public_key: bytes) -> str:
+    """Return the thumbprint of a key (RFC 7638)."""
+    members = {"crv": "Ed25519", "kty": "OKP", "x": _base64url(public_key)}
+    return _base64url(hashlib.sha256(json.dumps(members, separators=(",", ":")).encode()).digest())
+
+
+def make_key(seal: str) -> StoredKey:
+    """Return a new key, sealed. Blocks for 50 ms."""
+    private_key = Ed25519PrivateKey.generate()
+    public_key = private_key.public_key().public_bytes_raw()
+    kid = _key_id(public_key)
+    return StoredKey(kid, public_key, seal_key(private_key.private_bytes_raw(), seal, kid), datetime.now(UTC))
+
+
+def jwk_of(key: StoredKey) -> dict[str, str]:
+    """Return the public half as a JWK (RFC 8037)."""
+    Ed25519PublicKey.from_public_bytes(key.public_key)  # refuses what is no key before anybody is told of it
+    return {
+        "kty": "OKP",
+        "crv": "Ed25519",
+        "x": _base64url(key.public_key),
+        "kid": key.kid,
+        "alg": ALGORITHM,
+        "use": "sig",
+    }
+
+
+class SigningKeys:
+    """The newest key signs, all are published. A TokenIssuer, and the KeySource with which this service verifies."""
+
+    def __init__(self, store: KeyStore, keys: Sequence[StoredKey], private_key: bytes, *, lasts_s: int) -> None:
+        """`keys` newest first; `private_key` belongs to the first."""
+        self.lasts_s = lasts_s
+        self._store = store
+        self._signer = Ed25519PrivateKey.from_private_bytes(private_key)
+        self._headers = {"kid": keys[0].kid, "typ": TYPE}
+        self._publish(keys)
+
+    @classmethod
+    async def load(cls, store: KeyStore, seal: str, *, lasts_s: int) -> "SigningKeys":
+        """Load the keys, making the first where there is none. Raises KeySealError, Unavailable."""
+        keys = await store.all()
+        if not keys:
+            keys = await store.add_first(await asyncio.to_thread(make_key, seal))
+        private_key = await asyncio.to_thread(open_key, keys[0].sealed_key, seal, keys[0].kid)
+        return cls(store, keys, private_key, lasts_s=lasts_s)
+
+    def _publish(self, keys: Sequence[StoredKey]) -> None:
+        self._jwks = [jwk_of(key) for key in keys]
+        self.document = json.dumps({"keys": self._jwks}, separators=(",", ":")).encode()
+        self.etag = f'"{hashlib.sha256(self.document).hexdigest()[:32]}"'
+
+    async def fetch(self) -> Sequence[Mapping[str, Any]]:
+        """Return the public keys, read again from the store; those known when the store is away."""
+        try:
+            self._publish(await self._store.all())
+        except Unavailable:
+            # Keys do not change under us: what was read before still verifies.
+            return self._jwks
+        return self._jwks
+
+    def issue(self, user: User, session_id: str) -> str:
+        """Return an access token (RFC 9068), good for `lasts_s` seconds."""
+        now = int(time.time())
+        claims = {
+            "sub": user.id,
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "iat": now,
+            "exp": now + self.lasts_s,
+            "jti": new_id(),
+            "sid": session_id,
+            "role": user.role,
+        }
+        return jwt.encode(claims, self._signer, algorithm=ALGORITHM, headers=self._headers)

@@ -1,0 +1,70 @@
+"""The outbox in PostgreSQL, read over a connection of its own that holds the lock of the one active relay."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from services.users.adapters.postgres.locks import RELAY_LOCK
+from services.users.adapters.postgres.pool import CLOSE_TIMEOUT_S, connect, translated
+from services.users.model.records import Event
+
+BACKLOG_COUNTED_MAX = 1_000_000
+
+
+class PostgresLine:
+    """One relay's connection.
+
+    Everything goes over it, so a relay that has lost its lock with its connection can neither read nor remove.
+    """
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+        self._leads = False
+
+    async def lead(self) -> bool:
+        if not self._leads:
+            with translated():
+                self._leads = bool(await self._connection.fetchval("SELECT pg_try_advisory_lock($1)", RELAY_LOCK))
+        return self._leads
+
+    async def waiting(self, limit: int) -> list[Event]:
+        with translated():
+            rows = await self._connection.fetch(
+                "SELECT id, subject, payload FROM outbox ORDER BY number LIMIT $1", limit
+            )
+        return [Event(str(row["id"]), row["subject"], row["payload"]) for row in rows]
+
+    async def done(self, event_ids: Sequence[str]) -> None:
+        with translated():
+            await self._connection.execute(
+                # The oldest rows are looked through, so no index on id is kept up by every write.
+                "DELETE FROM outbox WHERE number IN (SELECT number FROM outbox ORDER BY number LIMIT $2) "
+                "AND id = ANY($1::uuid[])",
+                list(event_ids),
+                1000,
+            )
+
+    async def backlog(self) -> int:
+        with translated():
+            found = await self._connection.fetchval(
+                "SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT $1) waiting", BACKLOG_COUNTED_MAX
+            )
+        return int(found)
+
+
+class PostgresOutbox:
+    """The outbox of a database; an Outbox."""
+
+    def __init__(self, url: str, *, name: str) -> None:
+        self._url = url
+        self._name = name
+
+    @asynccontextmanager
+    async def line(self) -> AsyncIterator[PostgresLine]:
+        connection = await connect(self._url, name=f"{self._name}-relay")
+        try:
+            yield PostgresLine(connection)
+        finally:
+            with translated():
+                await connection.close(timeout=CLOSE_TIMEOUT_S)

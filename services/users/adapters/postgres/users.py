@@ -1,0 +1,156 @@
+"""Users in PostgreSQL: each write is one statement that stores the record, its credentials and its event, or nothing."""
+
+from typing import Any
+
+import asyncpg
+
+from services.users.adapters.postgres.pool import Database
+from services.users.domain.ports import VersionChanged
+from services.users.domain.users import taken
+from services.users.model.records import Credentials, Event, User
+from services.users.model.text import fold
+from shared.errors import Conflict, NotFound
+
+COLUMNS = "u.id, u.username, u.email, u.full_name, u.role, u.version, u.created_at, u.updated_at"
+
+_ADD = """
+WITH added AS (
+    INSERT INTO users (id, username, username_folded, email, full_name, role, version, created_at, updated_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+), secret AS (
+    INSERT INTO credentials (user_id, password_hash) VALUES ($1, $10)
+)
+INSERT INTO outbox (id, subject, payload) VALUES ($11, $12, $13)
+"""
+
+# A NULL hash leaves credentials and sessions alone. The event is drawn from `changed`, so its number comes after the row lock.
+_REPLACE = """
+WITH changed AS (
+    UPDATE users SET username = $2, username_folded = $3, email = $4, full_name = $5, role = $6, version = $7, updated_at = $8
+    WHERE id = $1 AND version = $9
+    RETURNING id
+), secret AS (
+    UPDATE credentials SET password_hash = $10 FROM changed WHERE user_id = changed.id AND $10::text IS NOT NULL
+), ended AS (
+    DELETE FROM sessions USING changed
+    WHERE user_id = changed.id AND $10::text IS NOT NULL AND sessions.id IS DISTINCT FROM $11::uuid
+)
+INSERT INTO outbox (id, subject, payload) SELECT $12, $13, $14 FROM changed RETURNING id
+"""
+
+_REMOVE = """
+WITH removed AS (DELETE FROM users WHERE id = $1 AND version = $2 RETURNING id)
+INSERT INTO outbox (id, subject, payload) SELECT $3, $4, $5 FROM removed RETURNING id
+"""
+
+
+class PostgresUsers:
+    """The users of a database; a UserRepository."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    async def add(self, user: User, password_hash: str, event: Event) -> None:
+        try:
+            await self._db.rows(
+                _ADD,
+                user.id,
+                user.username,
+                fold(user.username),
+                user.email,
+                user.full_name,
+                user.role,
+                user.version,
+                user.created_at,
+                user.updated_at,
+                password_hash,
+                event.id,
+                event.subject,
+                event.payload,
+            )
+        except asyncpg.UniqueViolationError as error:
+            raise _taken_of(error) from error
+
+    async def get(self, user_id: str) -> User:
+        found = await self._db.row(f"SELECT {COLUMNS} FROM users u WHERE u.id = $1", user_id)  # noqa: S608 - constants
+        if found is None:
+            raise NotFound("there is no such user")
+        return user_of(found)
+
+    async def find_login(self, login: str) -> Credentials | None:
+        # A username has no @ and an address always one, so one index is asked, and the same work done for every text.
+        column = "email" if "@" in login else "username_folded"
+        found = await self._db.row(
+            f"SELECT {COLUMNS}, c.password_hash FROM users u JOIN credentials c ON c.user_id = u.id "  # noqa: S608
+            f"WHERE u.{column} = $1",
+            login,
+        )
+        return Credentials(user_of(found), found["password_hash"]) if found is not None else None
+
+    async def page(self, *, after: str, limit: int) -> list[User]:
+        found = await self._db.rows(
+            f"SELECT {COLUMNS} FROM users u WHERE $1::uuid IS NULL OR u.id > $1 ORDER BY u.id LIMIT $2",  # noqa: S608
+            after or None,
+            limit,
+        )
+        return [user_of(row) for row in found]
+
+    async def replace(
+        self, user: User, event: Event, *, expected_version: int, password_hash: str = "", keep_session: str = ""
+    ) -> None:
+        try:
+            stored = await self._db.row(
+                _REPLACE,
+                user.id,
+                user.username,
+                fold(user.username),
+                user.email,
+                user.full_name,
+                user.role,
+                user.version,
+                user.updated_at,
+                expected_version,
+                password_hash or None,
+                keep_session or None,
+                event.id,
+                event.subject,
+                event.payload,
+            )
+        except asyncpg.UniqueViolationError as error:
+            raise _taken_of(error) from error
+        if stored is None:
+            raise VersionChanged
+
+    async def remove(self, user_id: str, event: Event, *, expected_version: int) -> None:
+        removed = await self._db.row(_REMOVE, user_id, expected_version, event.id, event.subject, event.payload)
+        if removed is None:
+            raise VersionChanged
+
+    async def rehash(self, user_id: str, *, old_hash: str, new_hash: str) -> None:
+        await self._db.rows(
+            "UPDATE credentials SET password_hash = $3 WHERE user_id = $1 AND password_hash = $2",
+            user_id,
+            old_hash,
+            new_hash,
+        )
+
+    async def has_admin(self) -> bool:
+        return await self._db.row("SELECT 1 FROM users WHERE role = 'admin' LIMIT 1") is not None
+
+
+def user_of(row: Any) -> User:
+    """Return the user of a row that holds COLUMNS."""
+    return User(
+        id=str(row["id"]),
+        username=row["username"],
+        email=row["email"],
+        full_name=row["full_name"],
+        role=row["role"],
+        version=row["version"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _taken_of(error: asyncpg.UniqueViolationError) -> Conflict:
+    return taken("email" if error.constraint_name == "users_email_unique" else "username")

@@ -1,0 +1,27 @@
+"""Business counts as Prometheus metrics."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class PrometheusTally:
+    """A Tally on a registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._users_created = Counter("users_created", "Users registered.", registry=registry)
+        self._logins = Counter("logins", "Log-ins, by result: ok, refused, limited.", ("result",), registry=registry)
+        self._backlog = Gauge(
+            "outbox_backlog",
+            "Events that wait for the bus; 0 on replicas whose relay does not lead.",
+            registry=registry,
+        )
+        for result in ("ok", "refused", "limited"):
+            self._logins.labels(result)
+
+    def user_created(self) -> None:
+        self._users_created.inc()
+
+    def login(self, result: str) -> None:
+        self._logins.labels(result).inc()
+
+    def backlog(self, events: int) -> None:
+        self._backlog.set(events)

@@ -1,0 +1,112 @@
+"""Assembly: from settings to open parts, and the application that serves them."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from services.users.adapters.database import Store, open_store
+from services.users.adapters.keys import SigningKeys
+from services.users.adapters.passwords import Argon2Passwords
+from services.users.adapters.start import StartRefused
+from services.users.adapters.tally import PrometheusTally
+from services.users.domain.auth import AuthService
+from services.users.domain.relay import OutboxRelay
+from services.users.domain.throttle import FailedLogins
+from services.users.domain.users import UserService
+from services.users.model.text import normalise_email, normalise_password
+from services.users.routes import auth, users
+from services.users.settings import UsersSettings
+from shared.app import Application, Opened, Runtime, build
+from shared.bus.base import Bus
+from shared.bus.connect import connect as connect_bus
+from shared.cache.connect import connect as connect_cache
+from shared.errors import Conflict
+from shared.tokens import TokenVerifier
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What routes and dependencies find while the service runs."""
+
+    users: UserService
+    auth: AuthService
+    keys: SigningKeys
+    verifier: TokenVerifier
+    store: Store
+
+
+def create(settings: UsersSettings) -> Application:
+    """Return the users service for these settings."""
+    return build(settings, routers=[users.router, auth.router], resources=_resources, title="Roundhouse users")
+
+
+@asynccontextmanager
+async def _resources(settings: UsersSettings, runtime: Runtime) -> AsyncIterator[Opened[Parts]]:
+    async with AsyncExitStack() as stack:
+        try:
+            store = await stack.enter_async_context(
+                open_store(
+                    settings.database_url.get_secret_value(),
+                    name=settings.replica_name,
+                    connections_max=settings.database_connections_max,
+                )
+            )
+            keys = await SigningKeys.load(store.keys, _seal(settings), lasts_s=settings.access_token_lasts_s)
+        except StartRefused as reason:
+            structlog.get_logger().error("start_failed", reason=str(reason))
+            raise
+        yield await _assemble(settings, runtime, store, keys, stack)
+
+
+async def _assemble(
+    settings: UsersSettings, runtime: Runtime, store: Store, keys: SigningKeys, stack: AsyncExitStack
+) -> Opened[Parts]:
+    cache = connect_cache(settings.redis_url.get_secret_value())
+    stack.push_async_callback(cache.close)
+    passwords = Argon2Passwords(memory_kib=settings.hash_memory_kib, passes=settings.hash_passes)
+    stack.callback(passwords.close)
+    tally = PrometheusTally(runtime.metrics.registry)
+
+    async def bus() -> Bus:
+        return await connect_bus(settings.nats_url.get_secret_value(), name=settings.replica_name)
+
+    relay = OutboxRelay(store.outbox, bus, tally=tally)
+    user_service = UserService(
+        store.users, passwords, tally=tally, announce=relay.wake, requires_match=settings.require_if_match
+    )
+    auth_service = AuthService(
+        users=store.users,
+        sessions=store.sessions,
+        passwords=passwords,
+        issuer=keys,
+        failed=FailedLogins(cache, failures_max=settings.failed_logins_max, window_s=settings.failed_logins_window_s),
+        tally=tally,
+        session_lasts_s=settings.session_lasts_s,
+    )
+    await _ensure_admin(settings, user_service)
+    runtime.tasks.start("outbox-relay", relay.run)
+    return Opened(Parts(user_service, auth_service, keys, TokenVerifier(keys), store), {"postgres": store.ping})
+
+
+def _seal(settings: UsersSettings) -> str:
+    # Without one the store is memory, and the keys end with the process anyway.
+    return settings.key_seal.get_secret_value() or secrets.token_urlsafe(32)
+
+
+async def _ensure_admin(settings: UsersSettings, service: UserService) -> None:
+    if settings.admin_password is None:
+        return
+    log = structlog.get_logger()
+    try:
+        made = await service.ensure_admin(
+            email=normalise_email(settings.admin_email),
+            password=normalise_password(settings.admin_password.get_secret_value()),
+        )
+    except Conflict as error:
+        log.warning("admin_not_made", reason=f"there is no admin, and a user who is none stands in the way: {error}")
+        return
+    if made:
+        log.info("admin_made", username="admin")

@@ -1,0 +1,129 @@
+"""What the rules need from outside, as Protocols; adapters fulfil them, one contract suite holds each to its word."""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Protocol
+
+from services.users.model.records import Credentials, Event, Session, User
+
+SESSIONS_PER_USER_MAX = 100
+"""One more ends the oldest, so that a script that only ever logs in cannot fill the table."""
+
+
+class VersionChanged(Exception):
+    """The record is not (or no longer) at the version that a write expected."""
+
+
+class RefreshReused(Exception):
+    """A refresh token that had been rotated away was used again; its session has been ended."""
+
+
+class UserRepository(Protocol):
+    """Every write stores its event with the change or neither. All calls may raise Unavailable."""
+
+    async def add(self, user: User, password_hash: str, event: Event) -> None:
+        """Store a new user. Raises Conflict naming the field that is taken."""
+
+    async def get(self, user_id: str) -> User:
+        """Return a user. Raises NotFound."""
+
+    async def find_login(self, login: str) -> Credentials | None:
+        """Return whom a folded username or a normalised e-mail address belongs to, None when to nobody."""
+
+    async def page(self, *, after: str, limit: int) -> list[User]:
+        """Return up to `limit` users with id > `after`, by id."""
+
+    async def replace(
+        self, user: User, event: Event, *, expected_version: int, password_hash: str = "", keep_session: str = ""
+    ) -> None:
+        """Store a changed user, whose version is `expected_version` + 1.
+
+        A `password_hash` replaces the old one and ends all of the user's sessions but `keep_session`.
+        Raises VersionChanged, Conflict naming the field that is taken.
+        """
+
+    async def remove(self, user_id: str, event: Event, *, expected_version: int) -> None:
+        """Delete a user with its sessions. Raises VersionChanged."""
+
+    async def rehash(self, user_id: str, *, old_hash: str, new_hash: str) -> None:
+        """Replace a hash of the same password; nothing happens when it is no longer `old_hash`."""
+
+    async def has_admin(self) -> bool: ...
+
+
+class SessionRepository(Protocol):
+    """All calls may raise Unavailable."""
+
+    async def open(self, session: Session) -> None:
+        """Store a session; the user's expired ones and those over the limit are dropped. Raises NotFound: the user is gone."""
+
+    async def user_of(self, session_id: str, *, now: datetime) -> User:
+        """Return whose live session this is. Raises NotFound."""
+
+    async def rotate(
+        self, *, family_hash: bytes, used_hash: bytes, next_hash: bytes, now: datetime
+    ) -> tuple[str, User]:
+        """Exchange the hash of the refresh token in one step; return the session's id and user.
+
+        Raises NotFound when there is no such live session, RefreshReused (the session is then gone) when `used_hash` is old.
+        """
+
+    async def end(self, session_id: str) -> None:
+        """Remove a session; nothing happens when it is gone already."""
+
+
+class OutboxLine(Protocol):
+    """A relay's own connection to the outbox. All calls may raise Unavailable, after which the line is dead."""
+
+    async def lead(self) -> bool:
+        """Try to become the one active relay of the fleet; True stays true as long as the line lives."""
+
+    async def waiting(self, limit: int) -> list[Event]:
+        """Return the oldest events; those of one user come in the order of its changes."""
+
+    async def done(self, event_ids: Sequence[str]) -> None:
+        """Remove events that are on the bus."""
+
+    async def backlog(self) -> int:
+        """Count the events that wait."""
+
+
+class Outbox(Protocol):
+    def line(self) -> AbstractAsyncContextManager[OutboxLine]:
+        """Open a line. Raises Unavailable."""
+
+
+class PasswordHasher(Protocol):
+    """Slow on purpose, off the event loop; hash and verify raise Unavailable when too many wait already."""
+
+    @property
+    def decoy(self) -> str:
+        """A hash with the current parameters that no password fits."""
+
+    async def hash(self, password: str) -> str: ...
+
+    async def verify(self, password: str, password_hash: str) -> bool: ...
+
+    def is_outdated(self, password_hash: str) -> bool:
+        """Tell whether a hash was made with other parameters than the current ones."""
+
+
+class TokenIssuer(Protocol):
+    @property
+    def lasts_s(self) -> int: ...
+
+    def issue(self, user: User, session_id: str) -> str:
+        """Return a signed access token."""
+
+
+class Tally(Protocol):
+    """Business counts."""
+
+    def user_created(self) -> None: ...
+
+    def login(self, result: str) -> None:
+        """Count a log-in by its result: ok, refused or limited."""
+
+    def backlog(self, events: int) -> None:
+        """Report how many events wait in the outbox."""

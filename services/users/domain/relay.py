@@ -1,0 +1,106 @@
+"""The relay: takes events from the outbox to the bus in order, once the bus has each, and waits out every outage."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from services.users.domain.ports import Outbox, OutboxLine, Tally
+from services.users.model.records import Event
+from shared.bus.base import Bus, BusUnavailable, LogConfig
+from shared.errors import Unavailable
+
+LOG = LogConfig(
+    name="EVT",
+    subjects=("evt.>",),
+    messages_per_subject_max=1_000_000,
+    age_max_s=7 * 24 * 3600,
+    # Longer than any pause between a crash after the append and the replay by the next relay.
+    duplicate_window_s=600,
+)
+BATCH_MAX = 100
+POLL_S = 0.25
+"""Events of other replicas come without a call; this is how late they may be noticed."""
+
+LEAD_POLL_S = 1.0
+RETRY_S = 0.5
+
+
+class OutboxRelay:
+    """One relay of the fleet is active, the one whose line leads; `connect` makes the bus when it is first needed."""
+
+    def __init__(
+        self, outbox: Outbox, connect: Callable[[], Awaitable[Bus]], *, tally: Tally, retry_s: float = RETRY_S
+    ) -> None:
+        self._outbox = outbox
+        self._connect = connect
+        self._tally = tally
+        self._retry_s = retry_s
+        self._bus: Bus | None = None
+        self._woken = asyncio.Event()
+        self._failing = ""
+        self._log = structlog.get_logger()
+
+    def wake(self) -> None:
+        """Look into the outbox now rather than at the next poll."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Relay for ever; a service runs it as a background task."""
+        try:
+            while True:
+                try:
+                    async with self._outbox.line() as line:
+                        await self._serve(line)
+                except (Unavailable, BusUnavailable) as error:
+                    # Another replica's bus may be well: the line, and with it the lead, has been given up.
+                    self._note(f"{type(error).__name__}: {error}"[:300])
+                    await asyncio.sleep(self._retry_s)
+        finally:
+            if self._bus is not None:
+                await self._bus.close()
+
+    async def _serve(self, line: OutboxLine) -> None:
+        while not await line.lead():
+            self._tally.backlog(0)
+            await asyncio.sleep(LEAD_POLL_S)
+        self._tally.backlog(await line.backlog())
+        if self._bus is None:
+            self._bus = await self._connect()
+        await self._bus.ensure_log(LOG)
+        while True:
+            self._woken.clear()
+            events = await line.waiting(BATCH_MAX)
+            if events:
+                await self._relay(line, self._bus, events)
+            self._note("")
+            if len(events) == BATCH_MAX:
+                self._tally.backlog(await line.backlog())
+            else:
+                self._tally.backlog(0)
+                await self._sleep()
+
+    async def _relay(self, line: OutboxLine, bus: Bus, events: list[Event]) -> None:
+        """Append one after the other, then forget those the bus has; a crash between the two replays ids the bus knows."""
+        on_bus: list[str] = []
+        try:
+            for event in events:
+                await bus.append(event.subject, event.payload, message_id=event.id)
+                on_bus.append(event.id)
+        finally:
+            if on_bus:
+                await line.done(on_bus)
+
+    async def _sleep(self) -> None:
+        try:
+            async with asyncio.timeout(POLL_S):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+
+    def _note(self, failing: str) -> None:
+        if failing and not self._failing:
+            self._log.warning("relay_waits", reason=failing)
+        elif self._failing and not failing:
+            self._log.info("relay_goes_on")
+        self._failing = failing

@@ -1,0 +1,192 @@
+"""User records: who may read and change which, and how a change is made without losing another one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from services.users.domain.events import event_of
+from services.users.domain.ports import PasswordHasher, Tally, UserRepository, VersionChanged
+from services.users.model.records import Actor, Match, Page, Role, User
+from services.users.model.text import fold
+from shared.errors import (
+    Conflict,
+    FieldError,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    PreconditionFailed,
+    PreconditionRequired,
+    Unavailable,
+)
+from shared.ids import is_id, new_id
+
+WRITE_TRIES_MAX = 10
+"""A change without If-Match is made again on the newer record when another one came between."""
+
+ADMIN_USERNAME = "admin"
+"""Nobody can register it: it belongs to the first admin."""
+
+Changes = Mapping[str, str | None]
+"""New values by field: username, email, full_name, role, password; checked and normalised by the edge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A user to be."""
+
+    username: str
+    email: str
+    password: str
+    full_name: str | None = None
+    role: Role = "user"
+
+
+class UserService:
+    """`announce()` is called after each stored change, to wake the relay."""
+
+    def __init__(
+        self,
+        repository: UserRepository,
+        passwords: PasswordHasher,
+        *,
+        tally: Tally,
+        announce: Callable[[], None],
+        requires_match: bool = False,
+    ) -> None:
+        self._repository = repository
+        self._passwords = passwords
+        self._tally = tally
+        self._announce = announce
+        self._requires_match = requires_match
+
+    async def register(self, draft: Draft) -> User:
+        """Store a new user. Raises Conflict, InvalidInput, Unavailable."""
+        _refuse_reserved(draft.username)
+        return await self._add(draft)
+
+    async def _add(self, draft: Draft) -> User:
+        _refuse_guessable(draft.password, draft.username, draft.email)
+        password_hash = await self._passwords.hash(draft.password)
+        now = datetime.now(UTC)
+        user = User(
+            id=new_id(),
+            username=draft.username,
+            email=draft.email,
+            full_name=draft.full_name,
+            role=draft.role,
+            version=1,
+            created_at=now,
+            updated_at=now,
+        )
+        await self._repository.add(user, password_hash, event_of(user, "created"))
+        self._tally.user_created()
+        self._announce()
+        return user
+
+    async def ensure_admin(self, *, email: str, password: str) -> bool:
+        """Make the first admin where there is none; tell whether this call did. Raises Conflict: name or address is taken."""
+        if await self._repository.has_admin():
+            return False
+        try:
+            await self._add(Draft(ADMIN_USERNAME, email, password, role="admin"))
+        except Conflict:
+            # Another replica, starting at the same time, was first.
+            if await self._repository.has_admin():
+                return False
+            raise
+        return True
+
+    async def read(self, actor: Actor, user_id: str) -> User:
+        """Return a user to itself or to an admin. Raises NotFound: to everybody else it does not exist."""
+        if not is_id(user_id) or not (actor.is_admin or actor.user_id == user_id):
+            raise NotFound("there is no such user")
+        return await self._repository.get(user_id)
+
+    async def page(self, *, after: str, limit: int) -> Page:
+        """Return a page by id; the route asks for an admin."""
+        found = await self._repository.page(after=after, limit=limit + 1)
+        return Page(tuple(found[:limit]), found[limit - 1].id if len(found) > limit else "")
+
+    async def change(self, actor: Actor, user_id: str, changes: Changes, match: Match | None) -> User:
+        """Change a user; nothing is stored when nothing differs.
+
+        Raises NotFound, Forbidden, Conflict, InvalidInput, PreconditionFailed, PreconditionRequired, Unavailable.
+        """
+        current = await self._writable(actor, user_id, match)
+        if "role" in changes and not actor.is_admin:
+            raise Forbidden("only an admin changes roles")
+        new_password = changes.get("password") or ""
+        _refuse_guessable(
+            new_password, changes.get("username") or current.username, changes.get("email") or current.email
+        )
+        password_hash = await self._passwords.hash(new_password) if new_password else ""
+        for _ in range(WRITE_TRIES_MAX):
+            changed, fields = _apply(current, changes)
+            if password_hash:
+                fields.add("password")
+            if not fields:
+                return current
+            if "username" in fields and current.role != "admin":
+                _refuse_reserved(changed.username)
+            try:
+                await self._repository.replace(
+                    changed,
+                    event_of(changed, "updated", changed=sorted(fields)),
+                    expected_version=current.version,
+                    password_hash=password_hash,
+                    keep_session=actor.session_id if actor.user_id == user_id else "",
+                )
+            except VersionChanged:
+                current = await self._writable(actor, user_id, match)
+                continue
+            self._announce()
+            return changed
+        raise Unavailable("this user is being changed by too many at once")
+
+    async def remove(self, actor: Actor, user_id: str, match: Match | None) -> None:
+        """Delete a user with its sessions. Raises NotFound, PreconditionFailed, PreconditionRequired, Unavailable."""
+        for _ in range(WRITE_TRIES_MAX):
+            current = await self._writable(actor, user_id, match)
+            try:
+                await self._repository.remove(user_id, event_of(current, "deleted"), expected_version=current.version)
+            except VersionChanged:
+                continue
+            self._announce()
+            return
+        raise Unavailable("this user is being changed by too many at once")
+
+    async def _writable(self, actor: Actor, user_id: str, match: Match | None) -> User:
+        current = await self.read(actor, user_id)
+        if match is None and self._requires_match:
+            raise PreconditionRequired()
+        if match is not None and not match.takes(current.version):
+            raise PreconditionFailed()
+        return current
+
+
+def _apply(current: User, changes: Changes) -> tuple[User, set[str]]:
+    """Return the user after the changes, one version on, and the names of the fields that differ."""
+    values: dict[str, Any] = {
+        name: value for name, value in changes.items() if name != "password" and getattr(current, name) != value
+    }
+    changed = replace(current, **values, version=current.version + 1, updated_at=datetime.now(UTC))
+    return changed, set(values)
+
+
+def _refuse_reserved(username: str) -> None:
+    if fold(username) == ADMIN_USERNAME:
+        raise taken("username")
+
+
+def taken(field: str) -> Conflict:
+    """Return the Conflict that names the field another user has already."""
+    what = "username" if field == "username" else "e-mail address"
+    error = FieldError(f"body.{field}", f"this {what} is taken", "taken")
+    return Conflict(f"this {what} is taken", code=f"{field}_taken", errors=[error])
+
+
+def _refuse_guessable(password: str, username: str, email: str) -> None:
+    if password and fold(password) in (fold(username), email):
+        message = "must not be the username or the e-mail address"
+        raise InvalidInput(f"body.password: {message}", errors=[FieldError("body.password", message, "guessable")])

@@ -1,0 +1,1 @@
+"""What the service speaks of: records inside, edge models outside, and the rules of text they share."""

@@ -1,0 +1,149 @@
+"""Edge models: the bodies that come in, checked and normalised, and the views that go out."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Literal, NotRequired, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic_core import PydanticCustomError
+
+# pydantic reads TypedDict from typing_extensions on Python < 3.12.
+from typing_extensions import TypedDict
+
+from services.users.model import text
+from services.users.model.records import Role
+
+V = TypeVar("V")
+
+
+def _ruled(code: str, rule: Callable[[V], object]) -> AfterValidator:
+    """Return a validator that applies a rule of text; the rule's sentence reaches the client as it is, under `code`."""
+
+    def check(value: V) -> object:
+        try:
+            return rule(value)
+        except ValueError as error:
+            raise PydanticCustomError(code, str(error)) from None
+
+    return AfterValidator(check)
+
+
+def _normalised(value: SecretStr) -> SecretStr:
+    return SecretStr(text.normalise_password(value.get_secret_value()))
+
+
+Username = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9._-]{3,32}$"),
+    Field(description="Unique whatever its case.", examples=["ada"]),
+]
+Email = Annotated[
+    str,
+    StringConstraints(max_length=text.EMAIL_CHARS_MAX),
+    _ruled("email", text.normalise_email),
+    Field(description="Stored in NFKC and case-folded; unique.", examples=["ada@example.com"]),
+]
+Password = Annotated[
+    SecretStr,
+    Field(
+        min_length=text.PASSWORD_CHARS_MIN,
+        max_length=text.PASSWORD_CHARS_MAX,
+        description="Not equal to the username or the e-mail address.",
+    ),
+    _ruled("password", _normalised),
+]
+FullName = Annotated[
+    str,
+    StringConstraints(max_length=text.FULL_NAME_CHARS_MAX),
+    _ruled("full_name", text.normalise_full_name),
+    Field(description="Blank is the same as null."),
+]
+
+
+class _Input(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class NewUser(_Input):
+    """A registration."""
+
+    username: Username
+    email: Email
+    password: Password
+    full_name: FullName | None = None
+
+
+class UserReplacement(TypedDict):
+    """Everything of a user that can be edited; `password` and `role` stay as they are where they are left out."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", hide_input_in_errors=True)  # type: ignore[misc]
+
+    username: Username
+    email: Email
+    full_name: NotRequired[FullName | None]
+    password: NotRequired[Password]
+    role: NotRequired[Annotated[Role, Field(description="Admins only.")]]
+
+
+class UserPatch(TypedDict):
+    """A JSON Merge Patch (RFC 7396): what is named changes, null clears, what is left out stays."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", hide_input_in_errors=True)  # type: ignore[misc]
+
+    username: NotRequired[Username]
+    email: NotRequired[Email]
+    full_name: NotRequired[FullName | None]
+    password: NotRequired[Password]
+    role: NotRequired[Annotated[Role, Field(description="Admins only.")]]
+
+
+class UserView(BaseModel):
+    """A user as its owner and admins see it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    username: str
+    email: str
+    full_name: str | None
+    role: Role
+    created_at: datetime
+    updated_at: datetime
+    version: int
+
+
+class UserPage(BaseModel):
+    items: list[UserView]
+    next: str | None = Field(description="The cursor of the next page, null at the end.")
+
+
+class ListQuery(_Input):
+    limit: int = Field(20, ge=1, le=100)
+    cursor: str = Field("", max_length=64, description="The `next` of the page before.")
+
+
+class LoginForm(BaseModel):
+    """The OAuth2 password form (RFC 6749, section 4.3.2); client credentials and scopes are taken and ignored."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    username: str = Field(min_length=1, max_length=text.LOGIN_CHARS_MAX, description="Username or e-mail address.")
+    password: SecretStr = Field(min_length=1)
+    grant_type: Literal["password"] = "password"
+
+
+class RefreshBody(_Input):
+    refresh_token: SecretStr = Field(min_length=1, max_length=256)
+
+
+class TokenView(BaseModel):
+    access_token: str
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105 - the name of a scheme
+    expires_in: int = Field(description="Seconds.")
+    refresh_token: str = Field(description="Good for one use at `/auth/refresh`.")
+
+
+class KeysView(BaseModel):
+    """A JSON Web Key Set (RFC 7517)."""
+
+    keys: list[dict[str, str]]

@@ -1,0 +1,105 @@
+"""Records: what is stored and passed about inside, immutable."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+Role = Literal["user", "admin"]
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user as everybody inside may see it; the password's hash is kept apart. `version` begins with 1 and rises by one a change."""
+
+    id: str
+    username: str
+    email: str
+    full_name: str | None
+    role: Role
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a log-in is checked against."""
+
+    user: User
+    password_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One log-in.
+
+    A refresh token has two halves: one that stays as long as the session, one that changes at every use. A known first half with a
+    wrong second one is an old token used again. Only SHA-256 hashes of both are kept.
+    """
+
+    id: str
+    user_id: str
+    family_hash: bytes
+    refresh_hash: bytes
+    created_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asks, by a verified access token."""
+
+    user_id: str
+    role: str
+    session_id: str
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role == "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The versions that an `If-Match` or `If-None-Match` header names; `is_any` for `*`."""
+
+    versions: frozenset[int] = frozenset()
+    is_any: bool = False
+
+    def takes(self, version: int) -> bool:
+        return self.is_any or version in self.versions
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A domain event on its way to the bus; `id` is its message id there, `payload` a CloudEvent as JSON."""
+
+    id: str
+    subject: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A signing key as it is stored: the public half (32 raw bytes of Ed25519) open, the private one sealed."""
+
+    kid: str
+    public_key: bytes
+    sealed_key: bytes
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`after` is the id to go on from, empty at the end."""
+
+    users: tuple[User, ...]
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a log-in gives."""
+
+    access_token: str
+    refresh_token: str
+    expires_in_s: int

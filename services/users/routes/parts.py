@@ -1,0 +1,71 @@
+"""What routes work with: the open parts of the service, and who asks."""
+
+from typing import Annotated, Protocol
+
+from fastapi import Depends
+from fastapi.security import OAuth2PasswordBearer
+from starlette.requests import HTTPConnection
+
+from services.users.domain.auth import AuthService
+from services.users.domain.users import UserService
+from services.users.model.records import Actor
+from shared.app import parts_of
+from shared.identity import Admin, SignedIn
+from shared.tokens import TokenVerifier
+
+
+class PublishedKeys(Protocol):
+    """The public keys as they are sent out."""
+
+    @property
+    def document(self) -> bytes: ...
+
+    @property
+    def etag(self) -> str: ...
+
+
+class RouteParts(Protocol):
+    @property
+    def users(self) -> UserService: ...
+
+    @property
+    def auth(self) -> AuthService: ...
+
+    @property
+    def keys(self) -> PublishedKeys: ...
+
+    @property
+    def verifier(self) -> TokenVerifier: ...
+
+
+async def _parts(connection: HTTPConnection) -> RouteParts:
+    found: RouteParts = parts_of(connection)
+    return found
+
+
+Parts = Annotated[RouteParts, Depends(_parts)]
+
+# Only so that the documents show where tokens come from; `shared.identity` is what checks them.
+SHOWN_SCHEME = Depends(OAuth2PasswordBearer("/auth/token", auto_error=False))
+
+
+async def _reader(identity: SignedIn) -> Actor:
+    """Return who asks, by the token alone: a read costs no look-up of the session."""
+    return Actor(identity.subject, identity.role, identity.session_id)
+
+
+async def _admin(identity: Admin) -> Actor:
+    return Actor(identity.subject, identity.role, identity.session_id)
+
+
+Reader = Annotated[Actor, Depends(_reader)]
+AdminReader = Annotated[Actor, Depends(_admin)]
+
+
+async def _writer(reader: Reader, parts: Parts) -> Actor:
+    """Return who asks, when the session still lives; the role is the stored one, not the token's."""
+    user = await parts.auth.user_of(reader)
+    return Actor(user.id, user.role, reader.session_id)
+
+
+Writer = Annotated[Actor, Depends(_writer)]

@@ -1,0 +1,140 @@
+"""User records: `/users` and `/users/{user_id}`."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Header, Query, Response
+
+from services.users.domain.users import Changes, Draft
+from services.users.model.edge import ListQuery, NewUser, UserPage, UserPatch, UserReplacement, UserView
+from services.users.routes.parts import SHOWN_SCHEME, AdminReader, Parts, Reader, Writer
+from services.users.routes.respond import (
+    NO_STORE,
+    cursor_of,
+    json_response,
+    problems,
+    read_cursor,
+    read_tags,
+    tag_of,
+    user_response,
+)
+from shared.errors import NotFound
+from shared.ids import is_id
+
+router = APIRouter(tags=["users"])
+
+COLLECTION_ALLOW = "GET, HEAD, OPTIONS, POST"
+RECORD_ALLOW = "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"
+
+IfMatch = Annotated[str | None, Header(description='Change only this version, such as `"v3"`.')]
+IfNoneMatch = Annotated[str | None, Header(description="Answer 304 while this is the version.")]
+
+
+@router.post(
+    "/users", status_code=201, response_model=UserView, responses=problems(400, 409, 415, 422, 503), summary="Register"
+)
+async def register(body: NewUser, parts: Parts) -> Response:
+    draft = Draft(body.username, body.email, body.password.get_secret_value(), body.full_name)
+    user = await parts.users.register(draft)
+    return user_response(user, 201, {"Location": f"/users/{user.id}"})
+
+
+@router.head("/users", include_in_schema=False)
+@router.get(
+    "/users",
+    response_model=UserPage,
+    responses=problems(401, 403, 422, 503),
+    dependencies=[SHOWN_SCHEME],
+    summary="List users, oldest first (admins)",
+)
+async def list_users(query: Annotated[ListQuery, Query()], _: AdminReader, parts: Parts) -> Response:
+    page = await parts.users.page(after=read_cursor(query.cursor), limit=query.limit)
+    return json_response(
+        UserPage(items=[UserView.model_validate(user) for user in page.users], next=cursor_of(page.after))
+    )
+
+
+@router.options("/users", status_code=204, summary="Say which methods there are")
+async def options_of_users() -> Response:
+    return Response(status_code=204, headers={"Allow": COLLECTION_ALLOW})
+
+
+@router.head("/users/{user_id}", include_in_schema=False)
+@router.get(
+    "/users/{user_id}",
+    response_model=UserView,
+    responses={304: {"description": "Not modified."}, **problems(401, 404, 503)},
+    dependencies=[SHOWN_SCHEME],
+    summary="Read a user (owner, admins)",
+)
+async def read(user_id: str, reader: Reader, parts: Parts, if_none_match: IfNoneMatch = None) -> Response:
+    user = await parts.users.read(reader, user_id)
+    match = read_tags(if_none_match, weak=True)
+    if match is not None and match.takes(user.version):
+        return Response(status_code=304, headers={"ETag": tag_of(user), **NO_STORE})
+    return user_response(user)
+
+
+_WRITE_PROBLEMS = problems(400, 401, 403, 404, 409, 412, 415, 422, 428, 503)
+
+
+@router.put(
+    "/users/{user_id}",
+    response_model=UserView,
+    responses=_WRITE_PROBLEMS,
+    dependencies=[SHOWN_SCHEME],
+    summary="Replace what can be edited of a user (owner, admins)",
+)
+async def replace(
+    user_id: str, writer: Writer, body: Annotated[UserReplacement, Body()], parts: Parts, if_match: IfMatch = None
+) -> Response:
+    changes = {"full_name": None, **_changes(body)}
+    return user_response(await parts.users.change(writer, user_id, changes, read_tags(if_match, weak=False)))
+
+
+@router.patch(
+    "/users/{user_id}",
+    response_model=UserView,
+    responses=_WRITE_PROBLEMS,
+    dependencies=[SHOWN_SCHEME],
+    summary="Change a user by a JSON Merge Patch (owner, admins)",
+    openapi_extra={
+        "requestBody": {
+            "content": {"application/merge-patch+json": {"schema": {"$ref": "#/components/schemas/UserPatch"}}}
+        }
+    },
+)
+async def patch(
+    user_id: str, writer: Writer, body: Annotated[UserPatch, Body()], parts: Parts, if_match: IfMatch = None
+) -> Response:
+    changes = _changes(body)
+    return user_response(await parts.users.change(writer, user_id, changes, read_tags(if_match, weak=False)))
+
+
+@router.delete(
+    "/users/{user_id}",
+    status_code=204,
+    responses=problems(401, 404, 412, 428, 503),
+    dependencies=[SHOWN_SCHEME],
+    summary="Delete a user with its sessions (owner, admins)",
+)
+async def delete(user_id: str, writer: Writer, parts: Parts, if_match: IfMatch = None) -> Response:
+    await parts.users.remove(writer, user_id, read_tags(if_match, weak=False))
+    return Response(status_code=204, headers=NO_STORE)
+
+
+@router.options("/users/{user_id}", status_code=204, responses=problems(404), summary="Say which methods there are")
+async def options_of_user(user_id: str) -> Response:
+    if not is_id(user_id):
+        raise NotFound("there is no such user")
+    return Response(status_code=204, headers={"Allow": RECORD_ALLOW})
+
+
+def _changes(body: UserReplacement | UserPatch) -> Changes:
+    """Return a checked body as plain values, the password unveiled."""
+    changes: dict[str, str | None] = {}
+    for name in ("username", "email", "full_name", "role"):
+        if name in body:
+            changes[name] = body[name]
+    if "password" in body:
+        changes["password"] = body["password"].get_secret_value()
+    return changes

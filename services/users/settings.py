@@ -1,0 +1,48 @@
+"""The settings of the users service."""
+
+from typing import ClassVar
+
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from shared.settings import MEMORY, DatabaseUrl, NatsUrl, RedisUrl, Settings
+
+SEAL_CHARS_MIN = 16
+
+
+class UsersSettings(Settings):
+    """Read from `RH_USERS_...`; the URLs of the infrastructure have no prefix."""
+
+    model_config = SettingsConfigDict(env_prefix="RH_USERS_")
+    service: ClassVar[str] = "users"
+
+    nats_url: NatsUrl = Field(MEMORY, validation_alias="NATS_URL")
+    redis_url: RedisUrl = Field(MEMORY, validation_alias="REDIS_URL")
+    database_url: DatabaseUrl = Field(MEMORY, validation_alias="DATABASE_URL")
+    database_connections_max: int = Field(10, ge=1, le=200)
+
+    key_seal: SecretStr = Field(
+        SecretStr(""), validate_default=True, description="opens the signing keys; needed with PostgreSQL"
+    )
+    admin_password: SecretStr | None = Field(
+        None, min_length=8, max_length=128, description="of the first admin, made where none is"
+    )
+    admin_email: str = Field("admin@roundhouse.invalid", max_length=254)
+
+    require_if_match: bool = Field(False, description="changes without If-Match are 428")
+    access_token_lasts_s: int = Field(600, ge=10, le=3600)
+    session_lasts_s: float = Field(30 * 24 * 3600, ge=60, description="from the log-in; refreshing does not extend it")
+    failed_logins_max: int = Field(100, ge=1, description="of one client address in the window")
+    failed_logins_window_s: float = Field(600, ge=1)
+
+    hash_memory_kib: int = Field(19_456, ge=8, le=1024 * 1024)
+    hash_passes: int = Field(2, ge=1, le=20)
+
+    @field_validator("key_seal")
+    @classmethod
+    def _require_seal(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        database_url = info.data.get("database_url", MEMORY).get_secret_value()
+        length = len(value.get_secret_value())
+        if length < SEAL_CHARS_MIN and (length or not database_url.startswith("memory:")):
+            raise ValueError(f"is needed, with at least {SEAL_CHARS_MIN} characters, to seal the signing keys")
+        return value
