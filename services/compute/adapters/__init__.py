@@ -1,0 +1,1 @@
+"""What compute reaches outside itself: its metrics."""

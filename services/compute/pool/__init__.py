@@ -1,0 +1,1 @@
+"""The process pool: a small supervisor over child processes, one pipe each."""
