@@ -99,7 +99,9 @@ class RedisCache:
         checks.check_key(key)
 
         async def command() -> float:
-            return max(0, int(await self._redis.pttl(key))) / 1000
+            left_ms = int(await self._redis.pttl(key))
+            # 0 is a key in its last millisecond, negative is none.
+            return max(1, left_ms) / 1000 if left_ms >= 0 else 0.0
 
         return await self._run(command)
 
