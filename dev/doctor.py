@@ -34,7 +34,7 @@ class Finding:
 
 
 def examine(checkout: Path, fleet: Fleet, *, port: int) -> Iterator[Finding]:
-    """Look at everything; nothing is changed."""
+    """Look at everything; nothing is changed, but for making the state folder to see whether that works."""
     yield _python()
     yield _environment(checkout)
     yield from _binaries(fleet)

@@ -59,7 +59,15 @@ async def probe(variable: str, url: str) -> None:
 async def _probe_nats(url: str) -> None:
     import nats
 
-    connection = await nats.connect(url, allow_reconnect=False, connect_timeout=3, error_cb=_ignore)
+    connection = await nats.connect(
+        url,
+        allow_reconnect=False,
+        # 0 would mean for ever: the first connection is tried again for as long as this allows.
+        max_reconnect_attempts=1,
+        reconnect_time_wait=0.05,
+        connect_timeout=3,
+        error_cb=_ignore,
+    )
     try:
         await connection.flush(3)
     finally:

@@ -78,8 +78,8 @@ class Supervisor:
         """The servers' URLs with their credentials, by variable."""
         found = {}
         for server in self.plan.fleet.infra:
-            owner = self.externals.get(server.name) or self._recipes[server.name]
-            found[server.variable] = owner.url
+            if owner := self.externals.get(server.name) or self._recipes.get(server.name):
+                found[server.variable] = owner.url
         return found
 
     def rows(self) -> list[Row]:
@@ -118,6 +118,7 @@ class Supervisor:
                     task.cancel()
                 await self._drain_all()
         finally:
+            self.kill()  # nothing is left after an orderly end; after a fault of ours this is what ends the rest
             self._group = None
             await self._launcher.close()
 

@@ -94,4 +94,5 @@ def new_checkout(tmp_path: Path) -> Iterator[Callable[[Path], Checkout]]:
 
     yield make
     for one in made:
-        one.dev("down", expect=None)
+        if one.root.exists():
+            one.dev("down", expect=None)

@@ -116,6 +116,7 @@ def test_two_runners_never_share_a_data_folder(tmp_path: Path) -> None:
         infra.start(("nats",), data_dir=tmp_path / "d", run_dir=tmp_path / "r2")
 
 
+@pytest.mark.slow
 def test_postgres_keeps_its_rows_and_lives_under_a_long_path(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 90) / ("y" * 90)
     for expected in ("1", "2"):
@@ -128,6 +129,7 @@ def test_postgres_keeps_its_rows_and_lives_under_a_long_path(tmp_path: Path) -> 
                 assert connection.query("SELECT count(*) FROM runs") == [[expected]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another identity for PostgreSQL")
 @pytest.mark.parametrize("mode", ["namespace", "nobody"])
 async def test_postgres_runs_although_we_are_root(tmp_path: Path, mode: process.Identity) -> None:
@@ -151,6 +153,7 @@ async def test_postgres_runs_although_we_are_root(tmp_path: Path, mode: process.
     assert vanish([child.pid]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["default", "nobody"])
 def test_servers_die_with_a_killed_runner(tmp_path: Path, mode: str) -> None:
     if mode == "nobody" and os.geteuid() != 0:
