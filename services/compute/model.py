@@ -10,17 +10,15 @@ LIMIT_MAX = 20
 BLOCKING_MS_MAX = 2000
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CpuWork(_Model):
+class CpuWork(BaseModel):
     """How far to count primes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     n: Annotated[int, Field(strict=True, ge=1, le=N_MAX, description="primes below this are counted", examples=[20000])]
 
 
-class CpuAnswer(_Model):
+class CpuAnswer(BaseModel):
     """The count, and how it came about."""
 
     n: int
@@ -30,7 +28,7 @@ class CpuAnswer(_Model):
     queue_ms: Annotated[float, Field(description="time until a worker was free")]
 
 
-class AsyncDemo(_Model):
+class AsyncDemo(BaseModel):
     """What a bounded gather did; every number is observed."""
 
     tasks: int
@@ -40,7 +38,7 @@ class AsyncDemo(_Model):
     max_in_flight: Annotated[int, Field(description="the most waits seen under way at once")]
 
 
-class BlockingDemo(_Model):
+class BlockingDemo(BaseModel):
     """What a blocking call in a thread did to the event loop."""
 
     ms: int

@@ -13,6 +13,11 @@ def pid() -> int:
     return os.getpid()
 
 
+def spin(_: int) -> None:
+    while True:
+        pass
+
+
 def tell_and_spin(path: str) -> None:
     """Write this process's id, then burn CPU for ever."""
     _tell(path, os.getpid())
