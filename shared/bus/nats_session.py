@@ -204,6 +204,10 @@ class Session:
         writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
+        # When writing the unsent bytes fails, the driver leaves its own close() before it has ended these tasks.
+        for subscription in list(client._subs.values()):
+            subscription._stop_processing()
+        client._subs.clear()
         try:
             async with asyncio.timeout(CLOSE_WAIT_S):
                 await client.close()

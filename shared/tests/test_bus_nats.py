@@ -187,6 +187,31 @@ async def test_nothing_is_left_running_after_close(server: NatsProcess) -> None:
     await eventually(lambda: asyncio.all_tasks() == before)
 
 
+async def test_no_task_of_a_broken_connection_is_left_running(server: NatsProcess) -> None:
+    before = asyncio.all_tasks()
+    bus = await connect(server.url, name="a")
+    await bus.subscribe("a", Collector())
+    await bus.ensure_log(log_config("w"))
+    running = len(asyncio.all_tasks())
+    for _ in range(4):
+        publishing = [asyncio.get_running_loop().create_task(append_until_it_fails(bus)) for _ in range(8)]
+        await bus.ping(timeout_s=5)
+        server.kill()
+        await asyncio.wait(publishing)
+        server.start()
+        await eventually(lambda: bus.connected and len(asyncio.all_tasks()) == running)
+    await bus.close()
+    await eventually(lambda: asyncio.all_tasks() == before)
+
+
+async def append_until_it_fails(bus: Bus) -> None:
+    try:
+        while True:
+            await bus.append("w.in.a", b"")
+    except BusUnavailable:
+        return
+
+
 async def test_an_operators_replicas_and_placement_survive_an_update() -> None:
     existing = {"num_replicas": 3, "placement": {"tags": ["ssd"]}, "max_age": 1, "republish": {"src": "a.>"}}
     changed = changed_config(existing, {"max_age": 2})
