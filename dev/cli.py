@@ -165,7 +165,11 @@ def _is_gone(pid: int, started: str | None, within_s: float) -> bool:
 
 def _parser(fleet: Fleet) -> argparse.ArgumentParser:
     names = ", ".join(service.name for service in fleet.services)
-    parser = argparse.ArgumentParser(prog="python3 dev", description="Runs the whole fleet on this machine.")
+    parser = argparse.ArgumentParser(
+        prog="python3 dev",
+        description="Runs the whole fleet on this machine.",
+        epilog="ROUNDHOUSE_STATE_DIR moves the state folder .roundhouse, for a second fleet beside the first.",
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, run: Callable[[argparse.Namespace, Fleet, Path], int], text: str) -> argparse.ArgumentParser:

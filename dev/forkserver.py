@@ -127,6 +127,7 @@ def become(request: dict[str, object], descriptors: list[int], channel: socket.s
         prepare(request, descriptors, channel)
         sys.argv = [str(request["module"])]
         gc.unfreeze()
+        importlib.invalidate_caches()  # a file that is newer than our listing of its folder is found too
         runpy.run_module(str(request["module"]), run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as leave:

@@ -1,6 +1,7 @@
 """Shows the fleet to people: a live table on a terminal, a line for each change elsewhere, and the way in at the end."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dev.rows import Row
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 COLOURS = {"ready": "green", "failed": "red", "draining": "yellow", "stopped": "dim", "starting": "cyan"}
@@ -87,6 +89,7 @@ class LiveTable:
         self._begun = time.monotonic()
         self._rows: list[Row] = []
         self._ready_s: float | None = None
+        self._said: list[str] = []
         self._console = Console(highlight=False)
         self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=REDRAWS_PER_S)
         self._live.start()
@@ -97,14 +100,19 @@ class LiveTable:
             self._ready_s = time.monotonic() - self._begun
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._said.append(text)
 
     def close(self) -> None:
         self._live.stop()
 
-    def _draw(self) -> "Table":
+    def _draw(self) -> "Group":
+        from rich.console import Group
+        from rich.text import Text
+
         seconds = self._ready_s or time.monotonic() - self._begun
-        return table_of(self._rows, f"{self._title} · {seconds:.1f} s")
+        table = table_of(self._rows, f"{self._title} · {seconds:.1f} s")
+        # Folded, not cropped, when the terminal is narrow: the curl must be whole to be pasted.
+        return Group(table, *(Text(f"\n{text}", overflow="fold") for text in self._said))
 
 
 def table_of(rows: Iterable[Row], title: str) -> "Table":
@@ -161,7 +169,11 @@ def make_display(*, as_json: bool, title: str) -> Display:
     """Choose how to show: JSON lines when asked, a live table on a terminal, plain lines elsewhere."""
 
     def write(text: str) -> None:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            # The reader left (`| head`); the fleet goes on, and nothing more is shown.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     if as_json:
         return JsonLines(write)

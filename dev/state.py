@@ -122,7 +122,7 @@ def remove_folders(record: Record) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def take_lock(folder: Path, what: str) -> int:
+def take_lock(folder: Path, what: str, *, fix: str) -> int:
     """Lock the folder for this runner and return the descriptor that holds the lock; CannotRun names who has it.
 
     Servers inherit the data folder's descriptor, so a server that outlives its runner keeps its data locked.
@@ -139,10 +139,7 @@ def take_lock(folder: Path, what: str) -> int:
             if time.monotonic() > until:
                 holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
                 os.close(descriptor)
-                raise CannotRun(
-                    f"The {what} {folder} is in use by another runner (process {holder}): "
-                    "stop that one with `python3 dev down` in its checkout, or choose another --data-dir."
-                ) from None
+                raise CannotRun(f"The {what} {folder} is in use by another runner (process {holder}): {fix}.") from None
             time.sleep(0.05)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -60,7 +60,7 @@ def prepare(checkout: Path, fleet: Fleet, options: Options) -> Iterator[Prepared
     given = external.given_urls(fleet.infra, os.environ)
     preflight.check_folder(home.root)
     with contextlib.ExitStack() as stack:
-        run_lock = state.take_lock(home.run, "fleet in")
+        run_lock = state.take_lock(home.run, "folder", fix="wait until that one has started or stopped")
         stack.callback(os.close, run_lock)
         if (old := state.read_record(home)) and not old.is_alive:
             state.reap(home, old)
@@ -70,7 +70,11 @@ def prepare(checkout: Path, fleet: Fleet, options: Options) -> Iterator[Prepared
         preflight.check_folder(data)
         preflight.check_disk(data)
         site = Site.make(data=data, run=home.run, logs=home.logs, secrets=secrets_dir, mark=secrets.token_hex(16))
-        data_lock = state.take_lock(site.data, "data folder")
+        data_lock = state.take_lock(
+            site.data,
+            "data folder",
+            fix="stop that one with `python3 dev down` in its checkout, or use another --data-dir",
+        )
         stack.callback(os.close, data_lock)
         site.keep_fds = (data_lock,)
         record = state.Record(

@@ -332,3 +332,66 @@ def test_an_ordinary_user_runs_the_fleet(new_checkout: Callable[[Path], Checkout
         checkout.dev("down")
     finally:
         shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_kills_at_once(checkout: Checkout) -> None:
+    # A service that never drains: only the second signal, or ten seconds, ends it.
+    source = (checkout.root / "services/users/__main__.py").read_text()
+    checkout.write_service("users", source.replace("await stop.wait()", "await asyncio.Event().wait()"))
+    command = checkout.command("up", "--port", "0", "--ephemeral")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=checkout.environ()) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if "cpu-intensive" in line:
+                break
+        pids = checkout.processes()
+        process.send_signal(signal.SIGINT)
+        for line in process.stdout:
+            if "users-1" in line and "draining" in line:
+                break
+        process.send_signal(signal.SIGINT)
+
+        assert process.wait(5) == 130
+
+    assert all_gone(pids)
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_does_not_stop_the_fleet(checkout: Checkout) -> None:
+    command = checkout.command("up", "--port", "0", "--ephemeral")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=checkout.environ()) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.stdout.close()
+
+        until(lambda: (rows := checkout.status()["resources"]) and all(item["state"] == "ready" for item in rows))
+
+        checkout.dev("down")
+        assert process.wait(5) == 0
+
+
+@pytest.mark.slow
+def test_a_terminal_gets_a_live_table(checkout: Checkout) -> None:
+    import pty
+
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.clear()
+        os.environ.update(checkout.environ(TERM="xterm", COLUMNS="150", LINES="50"))
+        os.execv(checkout.command()[0], checkout.command("up", "--port", "0", "--ephemeral"))
+    seen = ""
+    while "cpu-intensive" not in seen:
+        seen += os.read(terminal, 65536).decode(errors="replace")
+    os.write(terminal, b"\x03")
+    with os.fdopen(terminal, "rb", buffering=0) as rest:
+        try:
+            while chunk := rest.read(65536):
+                seen += chunk.decode(errors="replace")
+        except OSError:
+            pass  # how Linux says that the other end of a terminal closed
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert all(heading in seen for heading in ("RESOURCE", "STATE", "PORT", "READY", "RESTARTS", "NOTE"))
+    assert "waits for: " in seen
+    assert "Traceback" not in seen
