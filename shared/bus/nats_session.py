@@ -22,6 +22,7 @@ CHECK_WAIT_S = 1.0
 CLOSE_WAIT_S = 1.0
 UNSENT_BYTES_MAX = 1024 * 1024
 """Above this a publisher waits for a round trip. Half the driver's own limit, at which it swallows cancellation."""
+CREDENTIALS_REFUSED = "the server refused the credentials"
 
 _log = structlog.get_logger()
 
@@ -138,6 +139,7 @@ class Session:
             await self._dispose(client)
             raise
         self._client = client
+        self.last_problem = "none since the connection was made"
         _log.info("bus_connected", again=self.opened.is_set())
         self.opened.set()
         return client
@@ -171,6 +173,9 @@ class Session:
         self._trouble.set()
 
     def _note(self, error: Exception) -> None:
+        if self.last_problem == CREDENTIALS_REFUSED and isinstance(error, ConnectionResetError | errors.UnexpectedEOF):
+            # A server that refuses closes at once; now and then its reason does not get through, only the closing.
+            return
         self.last_problem = describe(error)
 
     async def _watch(self, client: Client) -> None:
@@ -226,7 +231,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, errors.UnexpectedEOF):
         return "the server closed the connection"
     if "authorization violation" in str(error).lower():
-        return "the server refused the credentials"
+        return CREDENTIALS_REFUSED
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return type(error).__name__
