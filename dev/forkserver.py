@@ -3,7 +3,7 @@
 Runs as `python -m dev.forkserver FD`. It imports no code of ours that a service uses (neither `services` nor `shared`),
 so that a restarted service always runs what is on disk, and stays single-threaded, so that forking is safe.
 One JSON line a request on the socket, with the child's descriptors (log, then inherited sockets) attached:
-`{"env", "argv0", "module", "fd_variable"}` -> `{"pid"}`; ends of children are reported as `{"exited", "code"}`.
+`{"name", "module", "env", "fd_variable"}` -> `{"pid"}`; ends of children are reported as `{"exited", "code"}`.
 """
 
 import array
@@ -57,6 +57,8 @@ PRELOAD = (
 )
 REQUEST_BYTES_MAX = 256 * 1024
 DESCRIPTORS_MAX = 8
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
 
 
 def main(descriptor: int) -> None:
@@ -155,6 +157,7 @@ def prepare(request: dict[str, object], descriptors: list[int], channel: socket.
                 os.close(int(name))
             except OSError:
                 continue  # the listing's own descriptor
+    name_process(str(request.get("name", "")))
     environment = {str(key): str(value) for key, value in dict(request["env"]).items()}  # type: ignore[call-overload]
     if inherited and request.get("fd_variable"):
         environment[str(request["fd_variable"])] = str(inherited[0])
@@ -190,9 +193,15 @@ def leave_process(code: int) -> None:
 def tie_to_parent(parent_pid: int) -> None:
     """Die with the parent (Linux); leave at once if it is gone already."""
     if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def name_process(name: str) -> None:
+    """Show the replica's name in process lists, where every copy would else look like the fork server (Linux)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
 def threads_now() -> int:

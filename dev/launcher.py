@@ -127,7 +127,8 @@ class ForkLauncher:
             log = open_log(program.log)
             try:
                 fds = [log] if program.shared_fd is None else [log, program.shared_fd]
-                request = {"module": program.module, "env": dict(program.env), "fd_variable": program.fd_variable}
+                request: dict[str, object] = {"name": program.log.stem, "module": program.module}
+                request |= {"env": dict(program.env), "fd_variable": program.fd_variable}
                 assert self._channel is not None
                 socket.send_fds(self._channel, [json.dumps(request).encode() + b"\n"], fds)
                 pid = (await self._answer(ANSWER_TIMEOUT_S))["pid"]

