@@ -192,3 +192,20 @@ def test_a_missing_server_is_one_sentence_with_the_fix(monkeypatch: pytest.Monke
     for finder, variable in zip(locate.FINDERS.values(), ("NATS_URL", "REDIS_URL", "DATABASE_URL"), strict=True):
         with pytest.raises(CannotRun, match=variable):
             finder()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another identity for PostgreSQL")
+def test_blocked_namespaces_and_no_nobody_is_one_sentence() -> None:
+    # Inside this namespace only uid 0 exists, and it may make no namespaces of its own.
+    program = (
+        "from dev.infra import identity, locate; from pathlib import Path; "
+        "identity.choose_seat(locate.find_postgres().path, Path('/nonexistent/postgres'))"
+    )
+    blocked = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$0" -c "$1"'
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", blocked, sys.executable, program]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+    if "unshare failed" in done.stderr:
+        pytest.skip("user namespaces are not allowed here")
+    assert "neither a user namespace nor the user nobody works here" in done.stderr
