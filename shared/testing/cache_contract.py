@@ -6,7 +6,7 @@ import os
 import pytest
 
 from shared.cache.base import KEY_BYTES_MAX, VALUE_BYTES_MAX, Cache, CacheUnavailable
-from shared.testing.bus_contract import eventually
+from shared.testing.bus_probe import eventually
 
 
 class CacheContract:

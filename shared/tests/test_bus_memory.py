@@ -6,7 +6,8 @@ import pytest
 
 from shared.bus.base import Bus, BusUnavailable, LogConfig
 from shared.bus.memory import Broker, MemoryBus, broker_named
-from shared.testing.bus_contract import BusContract, Collector, log_config
+from shared.testing.bus_contract import BusContract
+from shared.testing.bus_probe import Collector, log_config
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 from shared.bus.base import MESSAGE_BYTES_MAX, Bus, BusUnavailable
 from shared.bus.connect import connect
 from shared.bus.nats_log import changed_config
-from shared.testing.bus_contract import BusContract, Collector, eventually, log_config
+from shared.testing.bus_contract import BusContract
+from shared.testing.bus_probe import Collector, eventually, log_config
 from shared.testing.processes import NatsProcess
 
 

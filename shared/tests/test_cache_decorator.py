@@ -12,7 +12,7 @@ from shared.cache.connect import connect
 from shared.cache.decorator import IN_FLIGHT_MAX, cache_result
 from shared.cache.memory import MemoryCache
 from shared.cache.memory_store import MemoryStore
-from shared.testing.bus_contract import eventually
+from shared.testing.bus_probe import eventually
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from shared.cache.base import Cache, CacheUnavailable
 from shared.cache.connect import connect
 from shared.cache.memory import MemoryCache
 from shared.cache.memory_store import ENTRY_OVERHEAD_BYTES, MemoryStore
-from shared.testing.bus_contract import eventually
+from shared.testing.bus_probe import eventually
 from shared.testing.cache_contract import CacheContract
 
 

@@ -11,7 +11,7 @@ from shared.breaker import BreakerConfig, CircuitBreaker, State
 from shared.cache.base import Cache, CacheUnavailable
 from shared.cache.connect import connect
 from shared.cache.redis import RedisCache
-from shared.testing.bus_contract import eventually
+from shared.testing.bus_probe import eventually
 from shared.testing.cache_contract import CacheContract
 from shared.testing.processes import RedisProcess
 
