@@ -6,6 +6,8 @@ import itertools
 import json
 import secrets
 import signal
+import socket
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -43,17 +45,21 @@ class QuietServer(Server):
 
 
 class Chatter:
-    """A chat client; `until` and `ask` skip frames of other types."""
+    """A chat client; `until` skips frames of other types, `ask` leaves them for later."""
 
     def __init__(self, socket: ClientConnection, user: str) -> None:
         self.socket = socket
         self.user = user
         self._ids = itertools.count(1)
+        self._skipped: deque[dict[str, Any]] = deque()
 
     async def send(self, **frame: Any) -> None:
         await self.socket.send(json.dumps(frame))
 
     async def next(self) -> dict[str, Any]:
+        return self._skipped.popleft() if self._skipped else await self._receive()
+
+    async def _receive(self) -> dict[str, Any]:
         async with asyncio.timeout(WAIT_S):
             frame: dict[str, Any] = json.loads(await self.socket.recv())
             return frame
@@ -67,8 +73,8 @@ class Chatter:
         """Send with an id and return the reply's `ok`, or the whole error frame."""
         frame_id = next(self._ids)
         await self.send(id=frame_id, **frame)
-        while (answer := await self.next()).get("id") != frame_id:
-            pass
+        while (answer := await self._receive()).get("id") != frame_id:
+            self._skipped.append(answer)
         ok: dict[str, Any] = answer["ok"] if answer["type"] == "reply" else answer
         return ok
 
@@ -108,16 +114,16 @@ class Replica:
     async def raw(self, *, headers: dict[str, str] | None = None, query: str = "", **more: Any) -> AsyncIterator[Any]:
         async with connect(
             self.url + query, additional_headers=headers, proxy=None, open_timeout=WAIT_S, close_timeout=1, **more
-        ) as socket:
-            yield socket
+        ) as opened:
+            yield opened
 
     @asynccontextmanager
     async def chatter(self, user: str = "", *, token: str = "") -> AsyncIterator[Chatter]:
         """A client that is welcome already."""
         user = user or new_id()
         headers = {"Authorization": f"Bearer {token or self.mint.token(user)}"}
-        async with self.raw(headers=headers, subprotocols=[Subprotocol("rt.v1.json")]) as socket:
-            chatter = Chatter(socket, user)
+        async with self.raw(headers=headers, subprotocols=[Subprotocol("rt.v1.json")]) as opened:
+            chatter = Chatter(opened, user)
             await chatter.until("welcome")
             yield chatter
 
@@ -125,7 +131,7 @@ class Replica:
     async def events(self, query: str = "", **headers: str) -> AsyncIterator["Events"]:
         """An event stream that has begun."""
         async with (
-            httpx2.AsyncClient(trust_env=False, timeout=WAIT_S) as client,
+            httpx2.AsyncClient(trust_env=False, verify=False, timeout=WAIT_S) as client,
             client.stream(
                 "GET", f"{self.http}/sse/stream{query}", headers={**self.mint.bearer(new_id()), **headers}
             ) as response,
@@ -143,6 +149,12 @@ class Events:
     response: httpx2.Response
     _lines: Any = None
     comments: list[str] = field(default_factory=list)
+
+    async def rest(self) -> None:
+        """Read to the end of the stream."""
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                await self.block()
 
     async def block(self) -> dict[str, str]:
         """Return the fields of the next block, empty for one of comments only; StopAsyncIteration at the end."""
@@ -172,13 +184,15 @@ async def serving(nats_url: str, mint: TokenMint, **settings: Any) -> AsyncItera
     """Run one replica for as long as the block lasts."""
     app = create(RealtimeSettings(environment="test", nats_url=nats_url, **{"drain_wait_s": 0, **settings}), keys=mint)
     server = QuietServer(config_of(app), app)
-    socket = listen("127.0.0.1", 0)
-    with contextlib.closing(socket):
+    listener = listen("127.0.0.1", 0)
+    # Small, so that a client that does not read is felt after kilobytes, not after what the kernel would take for it.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
+    with contextlib.closing(listener):
         async with asyncio.TaskGroup() as group:
-            group.create_task(server.serve(sockets=[socket]))
+            group.create_task(server.serve(sockets=[listener]))
             await eventually(lambda: server.started)
             try:
-                yield Replica(server, socket.getsockname()[1], mint, app.fastapi.state.parts.hub)
+                yield Replica(server, listener.getsockname()[1], mint, app.fastapi.state.parts.hub)
             finally:
                 server.should_exit = True
 
