@@ -1,0 +1,71 @@
+"""Rounds: every probe at once, each bounded, again and again; what they say goes to the board."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from services.health.domain.board import Board
+from services.health.model import ProbeFailed, Result, Target
+
+AT_ONCE_MAX = 256
+JITTER = 0.1
+"""Part of the interval; keeps the rounds of several health replicas from meeting for ever."""
+
+
+class Probe(Protocol):
+    @property
+    def target(self) -> Target: ...
+
+    async def check(self) -> None:
+        """Make one round trip. Raises ProbeFailed; whoever calls bounds it by cancelling."""
+
+
+class Rounds:
+    """Asks what `probes()` returns at the time, every `every_s`, each for at most `timeout_s`."""
+
+    def __init__(
+        self, probes: Callable[[], Sequence[Probe]], board: Board, *, every_s: float, timeout_s: float
+    ) -> None:
+        self._probes = probes
+        self._board = board
+        self._every_s = every_s
+        self._timeout_s = timeout_s
+        self._turns = asyncio.Semaphore(AT_ONCE_MAX)
+        self._log = structlog.get_logger()
+
+    async def run(self) -> None:
+        """Go round for ever; a service runs it as a background task."""
+        while True:
+            started = time.monotonic()
+            await self.once()
+            pause_s = self._every_s * random.uniform(1 - JITTER, 1 + JITTER) - (time.monotonic() - started)
+            await asyncio.sleep(max(0.0, pause_s))
+
+    async def once(self) -> None:
+        """Ask every probe once, all at the same time."""
+        probes = self._probes()
+        self._board.keep([probe.target for probe in probes])
+        async with asyncio.TaskGroup() as group:
+            for probe in probes:
+                group.create_task(self._ask(probe))
+
+    async def _ask(self, probe: Probe) -> None:
+        async with self._turns:
+            started = time.monotonic()
+            error = ""
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await probe.check()
+            except ProbeFailed as failed:
+                error = failed.kind
+            except TimeoutError:
+                error = "timeout"
+            except Exception:  # noqa: BLE001 - the edge of a probe: one that is wrong itself must not end the others' round
+                self._log.exception("probe_broken", component=probe.target.component)
+                error = "error"
+            ended = time.monotonic()
+            self._board.record(probe.target, Result(error, ended - started, ended))
