@@ -40,7 +40,8 @@ class Hub:
         self._log = structlog.get_logger()
         self.peers: dict[str, AnyPeer] = {}
         self.channels: Topics[Channel] = Topics(self._channel, topics_max=limits.channels_max)
-        self.inboxes: Topics[Inbox] = Topics(self._inbox, topics_max=limits.channels_max)
+        # An empty inbox must not linger: to the sender of a direct message it looks like a user who is there.
+        self.inboxes: Topics[Inbox] = Topics(self._inbox, topics_max=limits.channels_max, linger_s=0)
 
     def _channel(self, name: str) -> Channel:
         return Channel(name, bus=self.bus, epoch=self.epoch, metrics=self.metrics)

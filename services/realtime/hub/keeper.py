@@ -1,6 +1,7 @@
 """The keeper: sees the bus go and come back, and brings every channel to where the log is."""
 
 import asyncio
+import contextlib
 import time
 
 import structlog
@@ -11,6 +12,7 @@ from services.realtime.hub.hub import Hub
 from shared.bus.base import BusUnavailable
 
 LOOK_S = 0.05
+SWEEP_S = 1.0
 CHECK_S = 5.0
 CHECKED_MAX = 200
 """In one round; a channel that missed its last message without any later one is found in turn."""
@@ -37,9 +39,11 @@ class Keeper:
     async def sweep(self) -> None:
         """Close what nobody listens to any more, for ever."""
         while True:
-            await asyncio.sleep(1.0)
-            await self._hub.channels.sweep()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_S):
+                    await self._hub.inboxes.emptied.wait()
             await self._hub.inboxes.sweep()
+            await self._hub.channels.sweep()
 
     async def look(self) -> None:
         """Look once and do what is due."""

@@ -43,7 +43,7 @@ K = TypeVar("K", bound=Topic)
 
 
 class Topics(Generic[K]):
-    """The topics of one kind by name; `sweep` closes those that have been idle for `linger_s`."""
+    """The topics of one kind by name; `sweep` closes those that have been idle for `linger_s`, `emptied` says that one became so."""
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class Topics(Generic[K]):
         self._linger_s = linger_s
         self._clock = clock
         self._topics: dict[str, K] = {}
+        self.emptied = asyncio.Event()
 
     def get(self, name: str) -> K | None:
         return self._topics.get(name)
@@ -90,9 +91,12 @@ class Topics(Generic[K]):
         topic = self._topics.get(name)
         if topic is not None and topic.members.pop(peer.id, None) is not None:
             topic.idle_since = self._clock()
+            if topic.is_idle:
+                self.emptied.set()
 
     async def sweep(self) -> None:
         """Close and forget what nobody has used for a while."""
+        self.emptied.clear()
         now = self._clock()
         for name, topic in list(self._topics.items()):
             if not topic.is_idle or now - topic.idle_since < self._linger_s:

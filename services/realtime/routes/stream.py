@@ -16,7 +16,7 @@ from services.realtime.hub.topics import Overloaded
 from services.realtime.routes.access import BUS_AWAY, Parts, identify, open_parts
 from services.realtime.routes.cutting import cut, cut_later
 from shared.bus.base import BusUnavailable
-from shared.errors import FieldError, InvalidInput, TooManyRequests, Unavailable
+from shared.errors import PROBLEM_MEDIA_TYPE, FieldError, InvalidInput, TooManyRequests, Unavailable
 from shared.tokens import Identity
 
 OPEN_TIMEOUT_S = 5.0
@@ -25,17 +25,31 @@ CHANNELS_MAX = 1
 HEARTBEAT = b": hb\n\n"
 PREAMBLE = b": hb\nretry: 2000\n\n"
 
+REFUSALS = {
+    400: "The place to resume from is malformed.",
+    401: "No valid access token.",
+    422: "No such channel, or more than one.",
+    429: "The user has too many streams open.",
+    503: "Stopping, full, or without its bus; come again.",
+}
+
 router = APIRouter(tags=["realtime"])
 
 
-async def _signed_in(request: Request) -> Identity:
+async def _signed_in(
+    request: Request,
+    _: Annotated[str | None, Query(alias="token", description="The access token, where no header can be set.")] = None,
+) -> Identity:
     return await identify(request, open_parts(request))
 
 
 @router.get(
     "/sse/stream",
     response_class=Response,
-    responses={200: {"content": {"text/event-stream": {}}, "description": "Events for as long as the client stays."}},
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "Events for as long as the client stays."},
+        **{status: {"content": {PROBLEM_MEDIA_TYPE: {}}, "description": text} for status, text in REFUSALS.items()},
+    },
 )
 async def stream_events(
     request: Request,
