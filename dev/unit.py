@@ -28,6 +28,8 @@ MISSED_PROBES_MAX = 3
 # Longer than readers of endpoints.json take to see a change (0.5 s) or name servers' answers to age (1 s).
 UNLIST_WAIT_S = 1.2
 FAILURE_LINES = 15
+# EX_CONFIG of sysexits.h: the process says that its settings are wrong, so trying again is of no use.
+EXIT_CONFIG = 78
 
 
 class Recipe(Protocol):
@@ -45,7 +47,11 @@ class Recipe(Protocol):
 
 
 class StartFailed(Exception):
-    """A process ended, or stayed silent, before it was ready."""
+    """A process ended, or stayed silent, before it was ready; `is_final` when another try would end alike."""
+
+    def __init__(self, sentence: str, *, is_final: bool = False) -> None:
+        super().__init__(sentence)
+        self.is_final = is_final
 
 
 @dataclass(slots=True, eq=False)
@@ -171,7 +177,8 @@ class Unit:
             instance = await self._start()
         except (StartFailed, CannotRun, OSError) as error:
             if not self._is_stopping:
-                self._count_crash(str(error), is_final=isinstance(error, CannotRun))
+                is_final = isinstance(error, CannotRun) or (isinstance(error, StartFailed) and error.is_final)
+                self._count_crash(str(error), is_final=is_final)
             return
         if not self._is_stopping:
             instance.is_ready = True
@@ -210,7 +217,11 @@ class Unit:
                 return
             await _ended_within(instance.child, pause_s)
             pause_s = min(pause_s * 1.3, 0.1)
-        raise StartFailed(_explain(instance.child.exit_code))
+        code = instance.child.exit_code
+        if code == EXIT_CONFIG:
+            said = " ".join(last_lines(self.post.log, 1))
+            raise StartFailed(f"refuses its settings: {said}", is_final=True)
+        raise StartFailed(_explain(code))
 
     async def _watch(self) -> None:
         """Look after the current process; returns when it ended or the unit stops."""

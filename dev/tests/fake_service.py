@@ -1,6 +1,6 @@
 """A service in miniature that keeps the contract between the runner and a process; also a gateway in miniature.
 
-`RH_<NAME>_FAKE` steers it: `crash` (ends at once), a path of a file whose content `broken` makes the start fail.
+`RH_<NAME>_FAKE` steers it: `settings` (refuses them, exit code 78), a path of a file whose content `broken` makes the start fail.
 A public one (with `RH_<NAME>_FD`) forwards `GET /NAME` to a ready replica of NAME.
 """
 
@@ -92,6 +92,9 @@ class Fake:
 
 
 fake = setting("FAKE")
-if fake == "crash" or (fake.startswith("/") and Path(fake).read_text() == "broken"):
+if fake.startswith("/") and Path(fake).read_text() == "broken":
     sys.exit("this source is broken")
+if fake == "settings":
+    print("users: RH_USERS_FAKE is not a good value", file=sys.stderr)
+    sys.exit(78)
 asyncio.run(Fake().run())

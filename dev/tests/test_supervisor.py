@@ -131,6 +131,19 @@ async def test_five_quick_crashes_fail_with_the_log_and_a_mended_source_starts_a
         assert unit.state == "ready"
 
 
+async def test_refused_settings_fail_at_once_with_what_the_service_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RH_USERS_FAKE", "settings")
+
+    async with running(tmp_path, fleet_of(USERS)) as fleet:
+        unit = fleet.unit("users-1")
+        await fleet.until(lambda: unit.state == "failed")
+
+        assert unit.restarts == 1
+        assert unit.note == "refuses its settings: users: RH_USERS_FAKE is not a good value"
+
+
 async def test_a_replacement_that_does_not_start_leaves_the_old_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
