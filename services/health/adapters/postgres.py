@@ -27,6 +27,10 @@ class PostgresProbe:
             self._drop()
             if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
                 raise ProbeFailed("auth") from error
+            if isinstance(error, asyncpg.InternalClientError):
+                raise ProbeFailed(
+                    "closed"
+                ) from error  # what the driver says when the server ended the connection meanwhile
             if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError | OSError):
                 raise ProbeFailed("refused" if _is_starting(error) else kind_of(error)) from error
             raise
