@@ -61,6 +61,7 @@ def test_a_taken_port_is_one_sentence_with_the_holder_and_the_fix(checkout: Chec
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "env", "said"),
     [

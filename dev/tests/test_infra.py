@@ -89,6 +89,7 @@ def test_folders_are_0700_and_secrets_0600_and_argv_has_none(tmp_path: Path) -> 
     assert not any(password in argv for password in passwords)
 
 
+@pytest.mark.slow
 def test_stop_ends_every_process_and_removes_the_temporary_folder() -> None:
     running = infra.start(("nats", "valkey", "postgres"))
     pids = [child.pid for child in running.children.values()]

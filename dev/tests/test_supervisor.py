@@ -110,6 +110,7 @@ async def test_a_killed_process_is_restarted_and_off_the_list_meanwhile(tmp_path
         assert await fleet.get("/users") == (200, {"replica": "users-1", "pid": fleet.pid("users-1")})
 
 
+@pytest.mark.slow
 async def test_five_quick_crashes_fail_with_the_log_and_a_mended_source_starts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +251,7 @@ async def test_a_service_gets_its_contract_and_nothing_else(tmp_path: Path, monk
     }
 
 
+@pytest.mark.slow
 async def test_the_fork_server_starts_what_is_on_disk_and_its_own_death_is_survived(tmp_path: Path) -> None:
     launchers: list[ForkLauncher] = []
 
