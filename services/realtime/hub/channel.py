@@ -1,6 +1,7 @@
 """A channel on this replica: its place in the log, the proof that nothing was skipped, and the fan-out to its members."""
 
 import asyncio
+from collections.abc import Callable
 
 import orjson
 import structlog
@@ -22,10 +23,11 @@ class Channel(Topic):
     One thing at a time moves it, under the lock `flow`: a live message, the reading of a hole, or a new epoch.
     """
 
-    def __init__(self, name: str, *, bus: Bus, epoch: str, metrics: HubMetrics) -> None:
+    def __init__(self, name: str, *, bus: Bus, current_epoch: Callable[[], str], metrics: HubMetrics) -> None:
         super().__init__()
         self.name = name
-        self.epoch = epoch
+        self.epoch = ""
+        self._current_epoch = current_epoch
         self.offset = 0
         self.behind = False
         self._bus = bus
@@ -46,6 +48,8 @@ class Channel(Topic):
                 if self.name.startswith(f"{CHAT}:"):
                     self._subscriptions.append(await self._bus.subscribe(notice_subject(self.name), self._on_notice))
                 self.offset = await self._bus.last_offset(LOG.name, self._stored)
+                # After the last await: a new life of the log that begins from here on finds this channel open and renews it.
+                self.epoch = self._current_epoch()
                 self.behind = False
         except BaseException:
             await self.close()
@@ -64,9 +68,9 @@ class Channel(Topic):
     async def renew(self, epoch: str) -> None:
         """Go on in a new life of the log. Raises BusUnavailable."""
         async with self._flow:
-            self.epoch = epoch
-            self.offset = 0
-            self.tell_gap()
+            if self.epoch != epoch:
+                self.epoch, self.offset = epoch, 0
+                self.tell_gap()
             await self._read_on()
 
     def tell_gap(self) -> None:

@@ -44,7 +44,7 @@ class Hub:
         self.inboxes: Topics[Inbox] = Topics(self._inbox, topics_max=limits.channels_max, linger_s=0)
 
     def _channel(self, name: str) -> Channel:
-        return Channel(name, bus=self.bus, epoch=self.epoch, metrics=self.metrics)
+        return Channel(name, bus=self.bus, current_epoch=lambda: self.epoch, metrics=self.metrics)
 
     def _inbox(self, user: str) -> Inbox:
         return Inbox(user, bus=self.bus)

@@ -10,8 +10,10 @@ from services.realtime.domain.channels import LOG
 from services.realtime.hub.channel import Channel
 from services.realtime.hub.hub import Hub
 from shared.bus.base import BusUnavailable
+from shared.bus.throttle import Throttle
 
-LOOK_S = 0.05
+LOOK_S = 0.02
+RETRY_S = 0.5
 SWEEP_S = 1.0
 CHECK_S = 5.0
 CHECKED_MAX = 200
@@ -29,12 +31,14 @@ class Keeper:
         self._lost_at: float | None = None
         self._checked_at = time.monotonic()
         self._turn = 0
+        self._failures = Throttle()
 
     async def run(self) -> None:
         """Watch the bus for ever."""
         while True:
             await asyncio.sleep(LOOK_S)
-            await self.look()
+            if not await self.look():
+                await asyncio.sleep(RETRY_S)
 
     async def sweep(self) -> None:
         """Close what nobody listens to any more, for ever."""
@@ -45,13 +49,13 @@ class Keeper:
             await self._hub.inboxes.sweep()
             await self._hub.channels.sweep()
 
-    async def look(self) -> None:
-        """Look once and do what is due."""
+    async def look(self) -> bool:
+        """Look once and do what is due; False when the bus did not let us."""
         if not self._hub.bus.connected:
             if self._lost_at is None:
                 self._lost_at = time.monotonic()
                 self._log.warning("bus_away", channels=len(self._hub.channels.opened()))
-            return
+            return True
         now = time.monotonic()
         behind = [channel for channel in self._hub.channels.opened() if channel.behind]
         try:
@@ -65,9 +69,12 @@ class Keeper:
             elif behind:
                 await self._catch_up(behind)
         except BusUnavailable as error:
-            self._log.warning("bus_not_caught_up", reason=str(error)[:200])
+            if self._failures.due():
+                self._log.warning("bus_not_caught_up", reason=str(error)[:200])
             if self._lost_at is None:
                 self._lost_at = now
+            return False
+        return True
 
     async def _recover(self, away_s: float) -> None:
         channels = self._hub.channels.opened()
@@ -79,15 +86,16 @@ class Keeper:
         self._log.info("bus_back", away_s=round(away_s, 2), channels=len(channels))
 
     async def _renew_if_new(self) -> bool:
-        """Go over to a new life of the log where there is one; tell whether there was."""
+        """Go over to a new life of the log where there is one; tell whether any channel did."""
         epoch = await self._hub.bus.ensure_log(LOG)
-        if epoch == self._hub.epoch:
-            return False
-        self._log.warning("log_is_new", epoch=epoch, before=self._hub.epoch)
-        self._hub.epoch = epoch
-        for channel in self._hub.channels.opened():
+        if epoch != self._hub.epoch:
+            self._log.warning("log_is_new", epoch=epoch, before=self._hub.epoch)
+            self._hub.epoch = epoch
+        # By what each channel knows, not by what the hub knew: a renewal that failed half-way goes on here.
+        stale = [channel for channel in self._hub.channels.opened() if channel.epoch != epoch]
+        for channel in stale:
             await channel.renew(epoch)
-        return True
+        return bool(stale)
 
     def _next_checked(self) -> list[Channel]:
         channels = self._hub.channels.opened()

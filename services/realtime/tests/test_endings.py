@@ -21,7 +21,7 @@ Pair = tuple[Replica, Replica]
 async def test_a_socket_closes_with_4401_when_its_token_ends(start: Start) -> None:
     replica = await start()
     # 30 s of leeway are granted after the end.
-    async with replica.chatter(token=replica.mint.token(lasts_s=-29)) as ada:
+    async with replica.chatter(token=replica.mint.token(lasts_s=-28)) as ada:
         assert await ada.close_code() == 4401
 
 

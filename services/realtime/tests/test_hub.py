@@ -150,6 +150,29 @@ async def test_a_new_life_of_the_log_is_told_and_gone_on_in(hub: Hub, broker: Br
     assert hub.epoch != old
 
 
+async def test_a_renewal_that_fails_half_way_is_finished(hub: Hub, broker: Broker) -> None:
+    keeper, peers = Keeper(hub), [connection(hub) for _ in range(2)]
+    for number, peer in enumerate(peers):
+        await hub.enter(channel_of(f"room{number}"), peer)
+    broker.available = False
+    await keeper.look()
+    del broker.logs[LOG.name]
+    broker.available = True
+    first = hub.channels.opened()[0]
+    await hub.bus.ensure_log(LOG)
+    await first._flow.acquire()
+    looking = asyncio.gather(keeper.look(), return_exceptions=True)
+    await eventually(lambda: bool(first._flow._waiters))
+    broker.available = False
+    first._flow.release()
+    assert await looking == [False]
+    broker.available = True
+    assert await keeper.look()
+    for peer in peers:
+        assert (await frames(peer, 1))[0]["type"] == "gap"
+    assert {channel.epoch for channel in hub.channels.opened()} == {hub.epoch}
+
+
 async def test_what_the_log_holds_that_is_no_publication_is_passed_over(hub: Hub) -> None:
     peer = connection(hub)
     await hub.enter(ROOM, peer)
