@@ -1,0 +1,261 @@
+"""`make demo`: a tour of the platform through its gateway URL; prints what it did and saw, exits non-zero on any failure.
+
+Uses the fleet at ROUNDHOUSE_URL, or the one that `make up` runs here, or starts one of its own and stops it again.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from websockets.asyncio.client import ClientConnection, connect
+
+ROOT = Path(__file__).resolve().parents[1]
+STEP_TIMEOUT_S = 30
+UP_TIMEOUT_S = 180
+
+
+class StepError(Exception):
+    """The platform did not do what the tour expects."""
+
+
+def expect(is_so: bool, what: str) -> None:
+    if not is_so:
+        raise StepError(what)
+
+
+@dataclass(slots=True)
+class Tour:
+    """What the steps share: the gateway, a client, and the two people of the story."""
+
+    url: str
+    client: httpx2.AsyncClient
+    people: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def headers(self, name: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.people[name]['token']}"}
+
+
+def say(text: str) -> None:
+    print(f"      {text}", flush=True)
+
+
+async def step_register(tour: Tour) -> None:
+    """Ada and Grace register and sign in"""
+    for name in ("ada", "grace"):
+        username = f"{name}-{secrets.token_hex(3)}"
+        password = secrets.token_urlsafe(12)
+        body = {"username": username, "email": f"{username}@example.com", "password": password}
+        created = await tour.client.post("/users", json=body)
+        expect(created.status_code == 201, f"POST /users answered {created.status_code}: {created.text[:200]}")
+        signed_in = await tour.client.post("/auth/token", data={"username": username, "password": password})
+        expect(signed_in.status_code == 200, f"POST /auth/token answered {signed_in.status_code}")
+        tour.people[name] = {**created.json(), "token": signed_in.json()["access_token"]}
+        say(f"POST /users -> 201 {created.headers['location']}   POST /auth/token -> a token for 10 minutes")
+
+
+async def step_record(tour: Tour) -> None:
+    """Ada changes her record; a stale change is refused; Grace cannot see it"""
+    address = f"/users/{tour.people['ada']['id']}"
+    read = await tour.client.get(address, headers=tour.headers("ada"))
+    patched = await tour.client.patch(address, json={"full_name": "Ada Lovelace"}, headers=tour.headers("ada"))
+    expect(patched.status_code == 200, f"PATCH answered {patched.status_code}")
+    say(f"PATCH {address} -> {patched.json()['full_name']}, ETag {read.headers['etag']} -> {patched.headers['etag']}")
+    old = {**tour.headers("ada"), "If-Match": read.headers["etag"]}
+    stale = await tour.client.patch(address, json={"full_name": "X"}, headers=old)
+    expect(stale.status_code == 412, f"a stale change answered {stale.status_code}")
+    say(f"the same with the old ETag -> 412 {stale.json()['code']}")
+    foreign = await tour.client.get(address, headers=tour.headers("grace"))
+    expect(foreign.status_code == 404, f"another's record answered {foreign.status_code}")
+    say("Grace asks for it -> 404: other people's records do not exist for her")
+
+
+async def next_frame(socket: ClientConnection, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    while True:
+        frame: dict[str, Any] = json.loads(await socket.recv())
+        if wanted(frame):
+            return frame
+
+
+@asynccontextmanager
+async def chatting(tour: Tour, name: str) -> AsyncIterator[tuple[ClientConnection, str]]:
+    address = f"ws{tour.url.removeprefix('http')}/ws/chat"
+    async with connect(address, additional_headers=tour.headers(name), proxy=None) as socket:
+        welcome = await next_frame(socket, lambda frame: frame["type"] == "welcome")
+        yield socket, welcome["replica"]
+
+
+async def step_chat(tour: Tour) -> None:
+    """They chat over WebSocket, each on a replica of her own where there are two"""
+    async with chatting(tour, "ada") as (ada, first), chatting(tour, "grace") as (grace, second):
+        await ada.send(json.dumps({"type": "message", "room": "lobby", "content": "hello, Grace"}))
+        for name, socket in (("ada", ada), ("grace", grace)):
+            heard = await next_frame(socket, lambda frame: frame.get("content") == "hello, Grace")
+            say(f"{name} hears in {heard['room']}: {heard['content']!r}")
+        await grace.send(json.dumps({"type": "direct", "to": tour.people["ada"]["id"], "content": "just for you"}))
+        heard = await next_frame(ada, lambda frame: frame["type"] == "direct")
+        say(f"ada hears directly: {heard['content']!r} (replicas {first}, {second})")
+
+
+async def pulses(tour: Tour, count: int, after: str = "") -> list[tuple[str, int]]:
+    headers = {**tour.headers("ada"), **({"Last-Event-ID": after} if after else {})}
+    found: list[tuple[str, int]] = []
+    async with tour.client.stream("GET", "/sse/stream", headers=headers) as response:
+        event_id = ""
+        async for line in response.aiter_lines():
+            if line.startswith("id:"):
+                event_id = line[3:].strip()
+            elif line.startswith("data:"):
+                found.append((event_id, json.loads(line[5:])["n"]))
+                if len(found) == count:
+                    break
+    return found
+
+
+async def step_stream(tour: Tour) -> None:
+    """Ada follows the pulse as server-sent events, loses the connection and misses nothing"""
+    first = await pulses(tour, 2)
+    resumed = await pulses(tour, 2, after=first[0][0])
+    expect(resumed[0] == first[1], f"resuming after {first[0]} began with {resumed[0]} instead of {first[1]}")
+    expect(resumed[1][1] == resumed[0][1] + 1, "a pulse is missing or doubled")
+    say(f"pulses {[n for _, n in first]}; again with Last-Event-ID {first[0][0]}: {[n for _, n in resumed]}")
+
+
+async def step_compute(tour: Tour) -> None:
+    """CPU work runs in other processes; waiting and blocking calls stall nobody"""
+    counted = await tour.client.post("/cpu-intensive", json={"n": 1_000_000}, headers=tour.headers("ada"))
+    expect(
+        counted.status_code == 200 and counted.json()["primes"] == 78498, f"/cpu-intensive said {counted.text[:200]}"
+    )
+    say(f"primes below 1,000,000: {counted.json()['primes']} in {counted.json()['duration_ms']:.0f} ms")
+    both = await asyncio.gather(
+        tour.client.get("/async-demo", headers=tour.headers("ada")),
+        tour.client.get("/blocking-demo", headers=tour.headers("ada")),
+    )
+    expect(all(answer.status_code == 200 for answer in both), f"the demos answered {[a.status_code for a in both]}")
+    overlap, blocking = (answer.json() for answer in both)
+    say(
+        f"{overlap['tasks']} waits, {overlap['limit']} at once: {overlap['duration_ms']:.0f} ms, one by one {overlap['serial_ms']:.0f}"
+    )
+    say(
+        f"a blocking call of {blocking['ms']} ms in a thread: the event loop lagged {blocking['loop_lag_ms_max']:.1f} ms at most"
+    )
+
+
+async def step_refusals(tour: Tour) -> None:
+    """Bad requests are told what is wrong with them"""
+    for request in (
+        tour.client.build_request("POST", "/users", json={"username": "x", "role": "admin"}),
+        tour.client.build_request("GET", "/auth/me"),
+        tour.client.build_request("DELETE", "/health"),
+        tour.client.build_request("GET", "/nowhere"),
+    ):
+        answer = await tour.client.send(request)
+        problem = answer.json()
+        expect(
+            400 <= answer.status_code < 500 and problem["request_id"] != "", f"{request.url.path}: {answer.text[:200]}"
+        )
+        say(f"{request.method} {request.url.path} -> {answer.status_code} {problem['code']}: {problem['detail'][:90]}")
+
+
+async def step_health(tour: Tour) -> None:
+    """The fleet says how it is"""
+    deadline = time.monotonic() + 10
+    while (answer := await tour.client.get("/health/detailed")).status_code == 200:
+        body = answer.json()
+        if body["state"] == "up" or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.2)
+    if answer.status_code == 401:
+        answer = await tour.client.get("/health/detailed", headers=tour.headers("ada"))
+        body = answer.json()
+    expect(body["state"] == "up", f"the fleet is {body['state']}: {answer.text[:400]}")
+    say(", ".join(f"{name} {component['state']}" for name, component in sorted(body["components"].items())))
+
+
+STEPS: tuple[Callable[[Tour], Awaitable[None]], ...] = (
+    step_register, step_record, step_chat, step_stream, step_compute, step_refusals, step_health,
+)  # fmt: skip
+
+
+async def walk(url: str) -> int:
+    """Do every step against a gateway; return the number that failed."""
+    failed = 0
+    async with httpx2.AsyncClient(base_url=url, timeout=STEP_TIMEOUT_S, trust_env=False) as client:
+        tour = Tour(url, client)
+        for number, step in enumerate(STEPS, 1):
+            print(f"  {number}.  {(step.__doc__ or '').strip()}", flush=True)
+            try:
+                async with asyncio.timeout(STEP_TIMEOUT_S):
+                    await step(tour)
+            except (StepError, TimeoutError, httpx2.HTTPError, OSError, KeyError, ValueError) as error:
+                failed += 1
+                print(f"      FAILED: {type(error).__name__}: {error}", flush=True)
+    return failed
+
+
+def run_dev(*arguments: str, home: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **({"ROUNDHOUSE_STATE_DIR": home} if home else {})}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "dev"), *arguments],
+        env=environment, capture_output=True, text=True, timeout=UP_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@contextmanager
+def gateway() -> Iterator[str]:
+    """Yield the URL of a running fleet, starting one of our own where there is none."""
+    if url := os.environ.get("ROUNDHOUSE_URL"):
+        yield url.rstrip("/")
+        return
+    running = run_dev("status", "--json")
+    if running.returncode == 0:
+        yield str(json.loads(running.stdout)["gateway"])
+        return
+    with tempfile.TemporaryDirectory(prefix="rh-demo-") as home:
+        up = run_dev(
+            "up",
+            "--detach",
+            "--ephemeral",
+            "--no-watch",
+            "--port",
+            "0",
+            "--replicas",
+            "realtime=2",
+            "--json",
+            home=home,
+        )
+        if up.returncode != 0:
+            raise StepError(f"the fleet did not start: {up.stderr.strip() or up.stdout.strip()}")
+        try:
+            yield str(json.loads(up.stdout)["gateway"])
+        finally:
+            run_dev("down", home=home)
+
+
+def main() -> int:
+    started = time.monotonic()
+    try:
+        with gateway() as url:
+            print(f"A tour of Roundhouse at {url}\n", flush=True)
+            failed = asyncio.run(walk(url))
+    except StepError as error:
+        print(f"FAILED: {error}")
+        return 1
+    verdict = f"{failed} of {len(STEPS)} steps failed" if failed else f"all {len(STEPS)} steps did what they should"
+    print(f"\n{verdict}, {time.monotonic() - started:.1f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

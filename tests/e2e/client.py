@@ -1,0 +1,58 @@
+"""What the e2e tests share: the fleet as its clients know it, accounts, and the form of a refusal."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What a client is told: the gateway's URL, and a token of the first admin ("" where none is known)."""
+
+    url: str
+    admin_token: str
+
+    @property
+    def websocket_url(self) -> str:
+        return "ws" + self.url.removeprefix("http")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A registered and signed-in user."""
+
+    id: str
+    username: str
+    email: str
+    password: str
+    token: str
+    refresh_token: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+async def sign_in(client: httpx2.AsyncClient, username: str, password: str) -> dict[str, Any]:
+    response = await client.post("/auth/token", data={"username": username, "password": password})
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+MakeAccount = Callable[[], Awaitable[Account]]
+
+
+def assert_problem(response: httpx2.Response, *statuses: int) -> dict[str, Any]:
+    """Check that a refusal is a problem document that names its request."""
+    assert response.status_code in statuses, f"{response.status_code}: {response.text[:500]}"
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert {"type", "title", "status", "detail", "instance", "code", "request_id"} <= set(body)
+    assert body["status"] == response.status_code
+    assert body["request_id"] == response.headers["x-request-id"]
+    assert "Traceback" not in response.text
+    assert "127.0.0.1" not in response.text
+    return body
