@@ -11,14 +11,16 @@ from services.realtime import consumers
 from services.realtime.domain.channels import LOG, PULSE, channel_of, stored_subject
 from services.realtime.domain.conduct import Limits
 from services.realtime.domain.events import EventBus
+from services.realtime.domain.positions import Position
 from services.realtime.domain.publications import to_stored
 from services.realtime.hub.drain import send_away
 from services.realtime.hub.hub import Hub, TooManyConnections
 from services.realtime.hub.keeper import Keeper
 from services.realtime.hub.metrics import HubMetrics
 from services.realtime.hub.outbox import Outbox
-from services.realtime.hub.peers import Connection
+from services.realtime.hub.peers import Connection, Stream
 from services.realtime.hub.pulse import Pulse
+from services.realtime.hub.resume import enter_stream
 from services.realtime.hub.topics import Overloaded, Topic, Topics
 from services.realtime.tests.conftest import eventually
 from shared.bus.base import BusUnavailable, Message, NoResponder
@@ -249,6 +251,20 @@ async def test_who_has_just_gone_cannot_be_reached(hub: Hub) -> None:
     await hub.inboxes.sweep()
     with pytest.raises(NoResponder):
         await hub.send_direct("bob", "ada", "hi")
+
+
+async def test_a_stream_whose_client_is_ahead_of_this_replica_gets_nothing_twice(hub: Hub, broker: Broker) -> None:
+    channel = await hub.enter(ROOM, connection(hub))
+    lose(broker, "1")
+    lose(broker, "2")
+    stream = Stream("ada", limits=hub.limits, metrics=hub.metrics)
+    await enter_stream(hub, stream, ROOM, since=Position(hub.epoch, 2))
+    await channel.catch_up()
+    await hub.publish(ROOM, {"content": "3"})
+    event = await stream.outbox.take()
+    assert event is not None
+    assert b'"content":"3"' in event
+    assert not stream.backlog
 
 
 class Thing(Topic):
