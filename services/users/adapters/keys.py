@@ -27,6 +27,9 @@ NONCE_BYTES = 12
 SEAL_FORM = b"\x01"
 """The first byte of a sealed key, so that another way of sealing can follow."""
 
+SEAL_COST = 2**14
+"""The seal may be a passphrase, so its derivation is slow (scrypt, RFC 7914): 16 MiB and about 50 ms, once a start."""
+
 
 class KeyStore(Protocol):
     """All calls may raise Unavailable."""
@@ -39,8 +42,7 @@ class KeyStore(Protocol):
 
 
 def _derived(seal: str, salt: bytes) -> bytes:
-    # The seal may be a passphrase, so its derivation is slow (RFC 7914; 16 MiB, about 50 ms, once a start).
-    return Scrypt(salt=salt, length=32, n=2**14, r=8, p=1).derive(seal.encode())
+    return Scrypt(salt=salt, length=32, n=SEAL_COST, r=8, p=1).derive(seal.encode())
 
 
 def seal_key(private_key: bytes, seal: str, kid: str) -> bytes:

@@ -28,6 +28,7 @@ _AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shut down, starting up, statement timeout
     asyncpg.InsufficientResourcesError,  # too many connections, disk full
+    asyncpg.InternalClientError,  # a statement sent between the last word of a dying server and the end of the connection
 )
 
 
