@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 import structlog
+from structlog.processors import ExceptionRenderer
+from structlog.tracebacks import ExceptionDictTransformer
 
 from shared import context
 
@@ -98,7 +100,10 @@ def set_up(*, service: str, replica: str, level: str) -> None:
         add_request,
     ]
     if on_terminal:
-        last: list[Any] = [mask_secrets, structlog.dev.ConsoleRenderer(colors=True)]
+        last: list[Any] = [
+            mask_secrets,
+            structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback),
+        ]
         factory: Any = structlog.PrintLoggerFactory(sys.stdout)
     else:
 
@@ -109,7 +114,8 @@ def set_up(*, service: str, replica: str, level: str) -> None:
 
         last = [
             add_service,
-            structlog.processors.dict_tracebacks,
+            # Never the frames' variables, as is the default: they hold passwords and addresses.
+            ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             mask_secrets,
             structlog.processors.JSONRenderer(serializer=_dump),
         ]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -69,6 +70,26 @@ def test_an_exception_is_one_line_and_masked(capfdbinary: pytest.CaptureFixture[
     assert out.count(b"\n") == 1
     assert b"hunter2" not in out
     assert b"RuntimeError" in out
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_an_exception_shows_no_variables(
+    on_terminal: bool, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: on_terminal, raising=False)
+    log.set_up(service="users", replica="users-1", level="INFO")
+
+    def connect(dsn: str, words: dict[str, str]) -> None:
+        raise RuntimeError(f"no connection with {len(dsn) + len(words)} arguments")
+
+    try:
+        connect("".join(["hunter", "2"]), {"plain": "".join(["hunter", "2"])})
+    except RuntimeError:
+        structlog.get_logger().exception("failed")
+
+    out = capfdbinary.readouterr().out
+    assert b"no connection with 8 arguments" in out
+    assert b"hunter2" not in out
 
 
 def test_library_messages_come_out_as_lines_of_ours(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
