@@ -64,7 +64,7 @@ class Child:
                 raise
             their_line, our_line = os.pipe()
             try:
-                process = await _spawn(theirs.fileno(), their_line)
+                process = await _spawn_whole(theirs.fileno(), their_line)
             except BaseException:
                 writer.close()
                 os.close(our_line)
@@ -101,11 +101,7 @@ class Child:
         """Kill the child and whatever its task has started in its process group. Idempotent."""
         if self._lifeline < 0:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            # The group carries the child's id and outlives it while it has members. PermissionError: only zombies are left (macOS).
-            os.killpg(self.pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        _kill_group(self.pid)
         os.close(self._lifeline)
         self._lifeline = -1
         self._writer.close()
@@ -127,6 +123,19 @@ def _as_ended(*, started: bool) -> Iterator[None]:
         raise ChildEnded(started=started) from error
 
 
+async def _spawn_whole(channel: int, lifeline: int) -> Process:
+    """Spawn; cancelled meanwhile, wait for the process and end it: both event loops lose one whose start is cut short."""
+    starting = asyncio.get_running_loop().create_task(_spawn(channel, lifeline), name="spawn")
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError):
+            process = await starting
+            _kill_group(process.pid)
+            await process.wait()
+        raise
+
+
 async def _spawn(channel: int, lifeline: int) -> Process:
     # A new interpreter, never a fork of this one: a fork taken while another thread holds a lock hangs in the child.
     return await asyncio.create_subprocess_exec(
@@ -146,6 +155,16 @@ async def _spawn(channel: int, lifeline: int) -> Process:
         pass_fds=(channel, lifeline),
         start_new_session=True,
     )
+
+
+def _kill_group(pid: int) -> None:
+    """Kill the process group that a child leads; it carries the child's id and outlives it while it has members.
+
+    Not through the process object, which would reap the child itself and so take its exit code from who waits for it.
+    """
+    # PermissionError: only zombies are left (macOS).
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def cause_of(code: int) -> str:

@@ -168,7 +168,9 @@ class ProcessPool:
             child.kill()
             if isinstance(error, ChildEnded):
                 raise
-            self._observer.finished("timed_out" if deadline.expired else "cancelled")
+            # The timer may run out a moment before the deadline's own clock says so.
+            too_late = isinstance(error, TimeoutError) or deadline.expired
+            self._observer.finished("timed_out" if too_late else "cancelled")
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded("the task was not done by the deadline and has been stopped") from error
             raise

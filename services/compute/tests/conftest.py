@@ -14,3 +14,11 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> F
     if item.path.name == "test_supervisor.py":
         return factories
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # The second loop doubles the time; `make check` is content with the one that serves.
+        if item.path.name == "test_supervisor.py" and "[asyncio" in item.name:
+            item.add_marker(pytest.mark.slow)

@@ -96,7 +96,7 @@ def return_bytes(size: int) -> bytes:
 
 
 def print_much() -> int:
-    for _ in range(200):
+    for _ in range(100):
         print("x" * 1_000_000)  # noqa: T201
         sys.stderr.write("y" * 1_000_000)
     return 1

@@ -262,7 +262,7 @@ async def test_none_stalls_another(client: httpx2.AsyncClient, pool: ProcessPool
         group.create_task(pool.run(faulty.tell_and_wait, work, Deadline.after(20)))
         await until((tmp_path / "pid").exists)
         cpu = group.create_task(ask("cpu", client.post("/cpu-intensive", json={"n": 5})))
-        blocked = group.create_task(ask("blocking", client.get("/blocking-demo", params={"ms": 1000})))
+        blocked = group.create_task(ask("blocking", client.get("/blocking-demo", params={"ms": 500})))
         await ask("async", client.get("/async-demo"))
         await ask("live", client.get("/live"))
         assert not cpu.done()

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.compute import tasks
+from services.compute.pool import process
 from services.compute.pool.base import Outcome, TaskFailed, WorkerDied, run_in_process_pool
 from services.compute.pool.framing import FRAME_BYTES_MAX
 from services.compute.pool.process import cause_of
@@ -158,7 +159,7 @@ async def test_the_deadline_kills_a_spinning_task_and_the_slot_comes_back(
     await until(lambda: pool.live == SLOTS)
 
     with pytest.raises(DeadlineExceeded):
-        await pool.run(task, (str(tmp_path / "pid"),), Deadline.after(0.5))
+        await pool.run(task, (str(tmp_path / "pid"),), Deadline.after(0.3))
 
     assert seen.results == ["timed_out"]
     pid = await told(tmp_path / "pid")
@@ -168,10 +169,11 @@ async def test_the_deadline_kills_a_spinning_task_and_the_slot_comes_back(
 
 
 async def test_what_a_task_has_started_dies_with_it(pool: ProcessPool, tmp_path: Path) -> None:
-    with pytest.raises(DeadlineExceeded):
-        await pool.run(faulty.start_a_process_and_spin, (str(tmp_path / "pid"),), Deadline.after(1.0))
-
-    grandchild = await told(tmp_path / "pid")
+    async with asyncio.TaskGroup() as group:
+        job = group.create_task(run(pool, faulty.start_a_process_and_spin, str(tmp_path / "pid")))
+        grandchild = await told(tmp_path / "pid")
+        assert is_running(grandchild)
+        job.cancel()
     await until(lambda: not is_running(grandchild))
 
 
@@ -233,7 +235,7 @@ async def test_a_job_whose_deadline_has_passed_never_runs_and_costs_no_child(poo
 
 
 async def test_the_requests_deadline_holds_for_the_job(pool: ProcessPool, tmp_path: Path) -> None:
-    token = context.enter(context.RequestContext("r", deadline=Deadline.after(0.3)))
+    token = context.enter(context.RequestContext("r", deadline=Deadline.after(0.1)))
     try:
         with pytest.raises(DeadlineExceeded):
             await run_in_process_pool(faulty.tell_and_spin, str(tmp_path / "pid"), pool=pool, timeout_s=60)
@@ -318,6 +320,21 @@ async def test_many_deaths_in_a_row_leave_a_whole_pool(pool: ProcessPool) -> Non
     await until(lambda: pool.live == SLOTS)
     assert pool.busy + pool.queued == 0
     assert (await run(pool, tasks.count_primes, 100)).value == 25
+
+
+async def test_a_pool_whose_children_do_not_start_heals_when_they_can(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = ProcessPool(slots=1, queue_max=4, observer=seen)
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "CHILD_MODULE", "services.compute.pool.no_such_module")
+        pool.start()
+        assert not await pool.started(timeout_s=0.2)
+        assert pool.live == 0
+        with pytest.raises(DeadlineExceeded):
+            await pool.run(faulty.pid, (), Deadline.after(0.05))
+    assert (await run(pool, tasks.count_primes, 100)).value == 25
+    await pool.close()
 
 
 async def test_close_ends_children_and_jobs_and_refuses_new_ones(seen: Seen, tmp_path: Path) -> None:
