@@ -4,10 +4,11 @@ A test that takes `nats_url`, `redis_url` or `postgres_url` gets a server named 
 `ROUNDHOUSE_TEST_REDIS_URL` or `ROUNDHOUSE_TEST_DATABASE_URL` when that is set, else one started here.
 """
 
+import asyncio
 import os
 import secrets
 from collections.abc import Iterator
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -56,18 +57,18 @@ def postgres_server_url() -> Iterator[str]:
 @pytest.fixture
 def postgres_url(postgres_server_url: str) -> Iterator[str]:
     """A fresh, empty database on the real server, dropped after the test."""
-    pgwire = pytest.importorskip("dev.infra.pgwire", reason="fresh databases are made by dev/")
-    parts = urlsplit(postgres_server_url)
     name = f"t_{secrets.token_hex(8)}"
-    target = pgwire.Target(
-        parts.hostname or "127.0.0.1",
-        parts.port or 5432,
-        unquote(parts.username or ""),
-        unquote(parts.password or ""),
-        parts.path.lstrip("/"),
-    )
-    with pgwire.connect(target) as connection:
-        connection.query(f"CREATE DATABASE {name}")
-    yield parts._replace(path=f"/{name}").geturl()
-    with pgwire.connect(target) as connection:
-        connection.query(f"DROP DATABASE {name} WITH (FORCE)")
+    asyncio.run(_execute(postgres_server_url, f"CREATE DATABASE {name}"))
+    yield urlsplit(postgres_server_url)._replace(path=f"/{name}").geturl()
+    asyncio.run(_execute(postgres_server_url, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+async def _execute(url: str, statement: str) -> None:
+    # Imported here: services that need no PostgreSQL are tested without its driver.
+    import asyncpg
+
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        await connection.execute(statement, timeout=10)
+    finally:
+        await connection.close(timeout=5)

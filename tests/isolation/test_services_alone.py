@@ -65,8 +65,9 @@ def test_a_service_passes_its_tests_alone(
     run(python, "-c", IMPORT_ALL, f"services/{service}", cwd=tree, timeout_s=60)
 
     lock = str(ROOT / "requirements-dev.lock")
-    (tmp_path / "tools.in").write_text("\n".join(TEST_TOOLS))
-    run(*install, "-r", str(tmp_path / "tools.in"), "-c", lock, cwd=tree, timeout_s=INSTALL_TIMEOUT_S)
+    tools = tmp_path / "pyproject.toml"
+    tools.write_text(f'[project]\nname = "tools"\nversion = "0"\ndependencies = {list(TEST_TOOLS)}\n')
+    run(*install, "-r", str(tools), "-c", lock, cwd=tree, timeout_s=INSTALL_TIMEOUT_S)
     run(
         python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", f"services/{service}",
         cwd=tree,
