@@ -1,7 +1,11 @@
 """`python3 dev VERB`: works from any directory and on any Python new enough to say that it is too old."""
 
 import os
+import signal
 import sys
+
+# While modules load, Ctrl-C simply ends the program: the exception it would raise can get lost in an import.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)

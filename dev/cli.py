@@ -42,6 +42,7 @@ def main(argv: Sequence[str], *, fleet: Fleet = FLEET, checkout: Path = CHECKOUT
 def _up(arguments: argparse.Namespace, fleet: Fleet, checkout: Path) -> int:
     from dev import daemon, show, up
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there is something to clean up
     options = Options(
         port=arguments.port,
         data_dir=Path(arguments.data_dir).absolute() if arguments.data_dir else None,

@@ -17,7 +17,6 @@ from dev.process import Child, Command, open_log, spawn, start_time, sweep_group
 
 READY_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 10.0
-CLOSE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +109,8 @@ class ForkLauncher:
         self._answers: asyncio.Queue[dict[str, int]] = asyncio.Queue(maxsize=16)
         self._buffer = b""
         self._is_awaited = False
+        # Answers still to come for requests that were given up: their processes are ended on arrival.
+        self._unwanted = 0
 
     @property
     def pid(self) -> int | None:
@@ -142,14 +143,13 @@ class ForkLauncher:
         return child
 
     async def close(self) -> None:
-        """Close the channel, which ends the fork server, and collect it."""
-        if self._server is not None:
-            self._drop(kill=False)
+        """End the fork server; its children have been stopped before, what is left of them dies with it."""
+        self._drop()
 
     async def _ensure(self) -> None:
         if self._channel is not None and self._server is not None and self._server.poll() is None:
             return
-        self._drop(kill=True)
+        self._drop()
         ours, theirs = socket.socketpair()
         log = open_log(self._log)
         try:
@@ -176,14 +176,17 @@ class ForkLauncher:
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await self._answers.get()
-        except BaseException as error:
-            # Also when cancelled: a late answer must not be taken for the next one's.
-            self._is_awaited = False
-            self._drop(kill=True)
-            if not isinstance(error, TimeoutError):
-                raise
+        except TimeoutError as error:
+            self._drop()
             raise OSError("the fork server does not answer") from error
-        self._is_awaited = False
+        except asyncio.CancelledError:
+            if self._answers.empty():
+                self._unwanted += 1
+            else:
+                self._discard(self._answers.get_nowait())
+            raise
+        finally:
+            self._is_awaited = False
         if "gone" in answer:
             raise OSError(f"the fork server ended, see {self._log}")
         return answer
@@ -197,7 +200,7 @@ class ForkLauncher:
         except ConnectionResetError:
             data = b""
         if not data:
-            self._drop(kill=True)
+            self._drop()
             if self._is_awaited:
                 self._answers.put_nowait({"gone": 1})
             return
@@ -206,30 +209,35 @@ class ForkLauncher:
             self._take(json.loads(line))
 
     def _take(self, message: dict[str, int]) -> None:
-        if "exited" not in message:
+        if "exited" not in message and self._unwanted:
+            self._unwanted -= 1
+            self._discard(message)
+        elif "exited" not in message:
             self._answers.put_nowait(message)
         elif child := self._children.pop(message["exited"], None):
             child.ended.set_result(message["code"])
         else:
             self._ended_early[message["exited"]] = message["code"]
 
-    def _drop(self, *, kill: bool) -> None:
+    def _discard(self, answer: dict[str, int]) -> None:
+        """End a process that nobody waits for any more."""
+        if pid := answer.get("pid"):
+            os.kill(pid, signal.SIGKILL)  # the fork server has not said that it ended, so it is still that process
+            self._children[pid] = ForkedChild(pid, None)
+
+    def _drop(self) -> None:
         """Forget the fork server; its children count as killed, which they are by the kernel."""
         if self._channel is not None:
             asyncio.get_running_loop().remove_reader(self._channel)
             self._channel.close()
             self._channel = None
         if self._server is not None:
-            if kill:
-                self._server.kill()
-            try:
-                self._server.wait(CLOSE_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._server.kill()
-                self._server.wait()
+            self._server.kill()
+            self._server.wait()
             self._server = None
         self._buffer = b""
         self._ended_early.clear()
+        self._unwanted = 0
         for child in self._children.values():
             child.ended.set_result(-int(signal.SIGKILL))
         self._children.clear()

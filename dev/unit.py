@@ -1,11 +1,12 @@
 """The life of one row: wait for its needs, start, become ready, crash and come back, be replaced, drain."""
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from dev.board import Board, Kind, State
 from dev.errors import CannotRun
@@ -96,6 +97,7 @@ class Unit:
         self._retry = asyncio.Event()
         self._is_stopping = False
         self._quick_crashes = 0
+        self._spawner: asyncio.Task[Any] | None = None
 
     @property
     def is_listed(self) -> bool:
@@ -151,6 +153,9 @@ class Unit:
         """Take the place off the list, wait until callers know, then stop its processes and leave it empty."""
         self._is_stopping = True
         self._retry.set()
+        # A start that has no process yet (initdb, loading the fork server) is not waited for.
+        if self._spawner is not None:
+            self._spawner.cancel()
         was_listed = self.is_listed
         if self._alive:
             self._set("draining", self.note)
@@ -162,11 +167,13 @@ class Unit:
 
     async def _wait_for_needs(self) -> None:
         def clear() -> bool:
+            if self._is_stopping:
+                return True
             missing = self.post.needs()
             note = f"waits for: {', '.join(missing)}" if missing else ""
             if missing and (self.state, self.note) != ("waiting", note):
                 self.state, self.note = "waiting", note
-            return self._is_stopping or not missing
+            return not missing
 
         await self._board.until(clear)
 
@@ -189,13 +196,20 @@ class Unit:
         """Start a process and return it ready; it is gone again when this raises."""
         recipe = self.post.make()
         started = time.monotonic()
-        instance = Instance(recipe, await recipe.spawn(), started)
+        self._spawner = asyncio.current_task()
+        try:
+            instance = Instance(recipe, await recipe.spawn(), started)
+        except BaseException:
+            self.post.release(recipe.port)
+            raise
+        finally:
+            self._spawner = None
         self._alive.add(instance)
         self._board.change()
         try:
             await self._until_ready(instance)
         except BaseException:
-            instance.child.sweep()
+            _destroy(instance)
             await self._bury(instance)
             raise
         instance.ready_s = round(time.monotonic() - started, 3)
@@ -299,7 +313,7 @@ class Unit:
             await _ended_within(instance.child, wait_s)
             await stop_child(instance.child, instance.recipe.stop_steps)
         except BaseException:
-            instance.child.sweep()
+            _destroy(instance)
             raise
         await self._bury(instance)
 
@@ -312,6 +326,12 @@ class Unit:
     def _set(self, state: State, note: str) -> None:
         self.state, self.note = state, note
         self._board.change()
+
+
+def _destroy(instance: Instance) -> None:
+    # Both: a process that was only just forked has no group of its own yet.
+    instance.child.send(signal.SIGKILL)
+    instance.child.sweep()
 
 
 async def _ended_within(child: Child, wait_s: float) -> bool:

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ def run_fleet(checkout: Path, fleet: Fleet, options: Options, *, tell: Outcome |
     """Run a fleet in this process until it is told to stop; return the exit code. Raises CannotRun ahead of starting."""
     with prepare(checkout, fleet, options) as prepared:
         launcher: Launcher = ExecLauncher(checkout)
-        if options.forkserver and hasattr(os, "fork"):
+        # Elsewhere forking without exec is unsafe (macOS) or missing, and nothing ties the children's lives to ours.
+        if options.forkserver and sys.platform.startswith("linux"):
             log = prepared.site.logs / "forkserver.log"
             launcher = ForkLauncher(checkout, prepared.site.clean_env(), log)
         supervisor = Supervisor(prepared.plan, prepared.site, launcher)
@@ -87,6 +89,7 @@ def prepare(checkout: Path, fleet: Fleet, options: Options) -> Iterator[Prepared
             temporary=[str(folder) for folder in temporary],
         )
         stack.callback(home.record.unlink, missing_ok=True)
+        state.write_record(home, record)
         plan = Plan(fleet, options.replicas, given, settings, public)
         yield Prepared(site, record, public, plan)
 

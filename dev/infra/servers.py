@@ -189,6 +189,7 @@ class PostgresServer:
                     code = await child.wait()
             finally:
                 if child.exit_code is None:
+                    child.send(signal.SIGKILL)
                     child.sweep()
                     await child.wait()
         finally:

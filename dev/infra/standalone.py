@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Coroutine, Sequence
@@ -36,6 +37,7 @@ async def start_ready(recipe: ServerRecipe, site: Site) -> Child:
                 if await wait_ready(recipe, child):
                     return child
         except BaseException:
+            child.send(signal.SIGKILL)  # also before it has a group of its own
             child.sweep()
             await child.wait()
             raise

@@ -110,11 +110,13 @@ def test_ports_and_passwords_stay_the_same_between_runs(tmp_path: Path) -> None:
 
 
 def test_two_runners_never_share_a_data_folder(tmp_path: Path) -> None:
-    with (
-        infra.start(("nats",), data_dir=tmp_path / "d", run_dir=tmp_path / "r"),
-        pytest.raises(CannotRun, match="in use by another runner"),
-    ):
-        infra.start(("nats",), data_dir=tmp_path / "d", run_dir=tmp_path / "r2")
+    with infra.start(("nats",), data_dir=tmp_path / "d", run_dir=tmp_path / "r") as running:
+        with pytest.raises(CannotRun, match="in use by another runner"):
+            infra.start(("nats",), data_dir=tmp_path / "d", run_dir=tmp_path / "r2")
+        # The server holds the lock too, so it lasts as long as the server, whatever becomes of the runner.
+        held = [os.readlink(entry) for entry in Path(f"/proc/{running.children['nats'].pid}/fd").iterdir()]
+
+    assert str(tmp_path / "d" / ".lock") in held
 
 
 @pytest.mark.slow
