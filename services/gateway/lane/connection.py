@@ -252,9 +252,12 @@ class UpstreamConnection(asyncio.Protocol):
             self._is_interim = True
             self._headers = []
             return
-        if not 200 <= status <= 599:
-            raise UpstreamFault("a status that does not exist")
-        self._read_framing(status)
+        version = self._parser.get_http_version()
+        if not 200 <= status <= 599 or version not in ("1.1", "1.0"):
+            raise UpstreamFault("a status or version that does not exist")
+        if sum(len(name) + len(value) for name, value in self._headers) > HEAD_BYTES_MAX:
+            raise UpstreamFault("the answer's head is too large")
+        self._read_framing(status, version)
         has_no_body = self._is_head_request or status in (204, 304)
         # A 304 may declare the length of what it does not send (RFC 9110, section 8.6), which no server can then keep.
         headers = filter_response(self._headers, has_length=status not in (204, 304))
@@ -266,7 +269,7 @@ class UpstreamConnection(asyncio.Protocol):
                 # The parser does not know of HEAD and waits for a body; it is replaced for the next answer.
                 self._parser = None
 
-    def _read_framing(self, status: int) -> None:
+    def _read_framing(self, status: int, version: str) -> None:
         lengths, encodings, connection = 0, [], b""
         for name, value in self._headers:
             if name == b"content-length":
@@ -277,11 +280,9 @@ class UpstreamConnection(asyncio.Protocol):
                 connection += b"," + value.lower()
         if lengths > 1 or (encodings and (lengths or encodings != [b"chunked"])):
             raise UpstreamFault("the answer's length is ambiguous")
-        assert self._parser is not None
         tokens = {token.strip() for token in connection.split(b",")} if connection else set()
-        is_1_1 = self._parser.get_http_version() == "1.1"
         self._is_until_close = not lengths and not encodings and status not in (204, 304)
-        self._keeps_alive = b"close" not in tokens and (is_1_1 or b"keep-alive" in tokens)
+        self._keeps_alive = b"close" not in tokens and (version == "1.1" or b"keep-alive" in tokens)
 
     def on_body(self, data: bytes) -> None:
         if self.is_complete:

@@ -11,6 +11,7 @@ import uvloop
 
 from services.gateway.tests.rig import Rig, gateway
 from services.gateway.tests.scripted import Script, Upstream, echo_target
+from shared.serve import listen
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -39,6 +40,15 @@ def serve(stack: AsyncExitStack) -> Callable[..., Awaitable[Upstream]]:
         return await stack.enter_async_context(Upstream(script, port=port))
 
     return start
+
+
+@pytest.fixture
+def unused_address() -> tuple[str, int]:
+    """An address where nothing listens."""
+    sock = listen("127.0.0.1", 0)
+    with sock:
+        host, port = sock.getsockname()
+    return host, port
 
 
 @pytest.fixture

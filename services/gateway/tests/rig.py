@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from uvicorn.server import ServerState
 
 from services.gateway.app import Parts, create
 from services.gateway.settings import GatewaySettings
-from services.gateway.tests.scripted import WAIT_S, Upstream, Wire
+from services.gateway.tests.scripted import WAIT_S, Upstream, Wire, answer
 from shared.app import Application
 from shared.serve import config_of, listen
 from shared.testing.tokens import TokenMint
@@ -162,7 +162,6 @@ async def eventually(is_so: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def issuing(mint: TokenMint) -> AsyncIterator[Upstream]:
     """A users service as far as the gateway asks it: it publishes the mint's key."""
-    from services.gateway.tests.scripted import answer
 
     async def serve(wire: Wire) -> None:
         while True:
@@ -174,14 +173,3 @@ async def issuing(mint: TokenMint) -> AsyncIterator[Upstream]:
 
     async with Upstream(serve) as upstream:
         yield upstream
-
-
-Start = Callable[..., Awaitable[Rig]]
-
-
-def free_port() -> Iterator[int]:
-    sock = listen("127.0.0.1", 0)
-    try:
-        yield sock.getsockname()[1]
-    finally:
-        sock.close()

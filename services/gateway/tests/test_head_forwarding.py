@@ -2,6 +2,7 @@
 
 import pytest
 
+from services.gateway.tests.rig import issuing
 from services.gateway.tests.scripted import Message, Wire, answer
 from shared.testing.tokens import TokenMint
 
@@ -179,8 +180,6 @@ async def test_trailers_of_an_answer_never_become_headers(serve, start):
 
 
 async def test_bearer_token_is_forwarded(serve, start, stack):
-    from services.gateway.tests.rig import issuing
-
     mint = TokenMint()
     issuer = await stack.enter_async_context(issuing(mint))
     upstream = await serve()

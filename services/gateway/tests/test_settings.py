@@ -1,0 +1,69 @@
+"""The gateway's settings: what they mean and how a bad one is refused."""
+
+import pytest
+
+from services.gateway.settings import GatewaySettings
+from shared.settings import SettingsError, load
+
+ROUTE = '[[routes]]\npath = "/a/*"\nservice = "a"\nmethods = ["GET"]\nauth = "public"\n'
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    monkeypatch.setenv("ENVIRONMENT", "development")
+
+
+def test_defaults_serve_the_platforms_routes():
+    settings = load(GatewaySettings)
+    assert settings.port == 8080
+    assert settings.table.resolve("POST", "/auth/token") is not None
+    assert settings.origin_names == {"http://localhost:3000"}
+    assert settings.metrics_auth == "signed_in"
+    assert settings.private_port is None
+
+
+def test_production_is_stricter(monkeypatch):
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    settings = load(GatewaySettings)
+    assert settings.origin_names == frozenset()
+    assert settings.metrics_auth == "admin"
+
+
+def test_routes_file_replaces_the_table(monkeypatch, tmp_path):
+    path = tmp_path / "routes.toml"
+    path.write_text(ROUTE)
+    monkeypatch.setenv("RH_GATEWAY_ROUTES_FILE", str(path))
+    table = load(GatewaySettings).table
+    assert table.resolve("GET", "/a/x") is not None
+    assert table.resolve("POST", "/auth/token") is None
+
+
+def test_bad_routes_file_is_refused_with_the_route_and_the_fix(monkeypatch, tmp_path):
+    path = tmp_path / "routes.toml"
+    path.write_text(ROUTE + ROUTE)
+    monkeypatch.setenv("RH_GATEWAY_ROUTES_FILE", str(path))
+    with pytest.raises(SettingsError, match=r"RH_GATEWAY_ROUTES: .*route /a/\*: GET is claimed twice"):
+        load(GatewaySettings)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("RH_GATEWAY_ENDPOINTS", "users"),
+        ("RH_GATEWAY_FD", "x"),
+        ("RH_GATEWAY_FD", "1"),
+        ("RH_GATEWAY_METRICS_ACCESS", "all"),
+        ("RH_GATEWAY_PORTS", "1"),
+    ],
+)
+def test_bad_variable_is_refused_by_name(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=variable):
+        load(GatewaySettings)
+
+
+def test_private_port_is_only_known_beside_a_public_socket(monkeypatch):
+    monkeypatch.setenv("RH_GATEWAY_PORT", "4001")
+    assert load(GatewaySettings).private_port is None
+    monkeypatch.setenv("RH_GATEWAY_FD", "5")
+    assert load(GatewaySettings).private_port == 4001
