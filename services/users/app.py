@@ -23,7 +23,7 @@ from shared.app import Application, Opened, Runtime, build
 from shared.bus.base import Bus
 from shared.bus.connect import connect as connect_bus
 from shared.cache.connect import connect as connect_cache
-from shared.errors import Conflict
+from shared.errors import Conflict, Unavailable
 from shared.tokens import TokenVerifier
 
 
@@ -55,7 +55,7 @@ async def _resources(settings: UsersSettings, runtime: Runtime) -> AsyncIterator
                 )
             )
             keys = await SigningKeys.load(store.keys, _seal(settings), lasts_s=settings.access_token_lasts_s)
-        except StartRefused as reason:
+        except (StartRefused, Unavailable) as reason:
             structlog.get_logger().error("start_failed", reason=str(reason))
             raise
         yield await _assemble(settings, runtime, store, keys, stack)

@@ -29,7 +29,11 @@ def _ruled(code: str, rule: Callable[[V], object]) -> AfterValidator:
 
 
 def _normalised(value: SecretStr) -> SecretStr:
-    return SecretStr(text.normalise_password(value.get_secret_value()))
+    found = text.normalise_password(value.get_secret_value())
+    # Composing may have made it shorter than what was counted before.
+    if len(found) < text.PASSWORD_CHARS_MIN:
+        raise ValueError(f"must have at least {text.PASSWORD_CHARS_MIN} characters")
+    return SecretStr(found)
 
 
 Username = Annotated[

@@ -56,6 +56,7 @@ BAD_VALUES = {
         12345678,
         "short12",
         "x" * 129,
+        "e\u0301e\u0301e\u0301e\u0301",
         "correct\x00horse",
         "correct\ud800horse",
         "ada@example.com",

@@ -6,10 +6,12 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from services.users.adapters.postgres.locks import RELAY_LOCK
-from services.users.adapters.postgres.pool import CLOSE_TIMEOUT_S, connect, translated
+from services.users.adapters.postgres.pool import connect, translated
 from services.users.model.records import Event
 
 BACKLOG_COUNTED_MAX = 1_000_000
+CLOSE_TIMEOUT_S = 2.0
+"""Shorter than a service waits for its tasks to stop."""
 
 
 class PostgresLine:
