@@ -72,3 +72,40 @@ async def _execute(url: str, statement: str) -> None:
         await connection.execute(statement, timeout=10)
     finally:
         await connection.close(timeout=5)
+
+
+LANES = {
+    "shared": "unit",
+    "services": "unit",
+    "dev": "runner",
+    "tests/contracts": "contracts",
+    "tests/isolation": "isolation",
+    "tests/e2e": "e2e",
+    "tests/chaos": "chaos",
+}
+
+
+def _lane_of(nodeid: str) -> str:
+    return next((lane for path, lane in LANES.items() if nodeid.startswith(f"{path}/")), "other")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which lanes ran and what in them was skipped and why, so that a green run hides nothing."""
+    lanes: dict[str, dict[str, int]] = {}
+    skips: dict[tuple[str, str], int] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            lane = _lane_of(report.nodeid)
+            counts = lanes.setdefault(lane, {})
+            counts[outcome] = counts.get(outcome, 0) + 1
+            if outcome == "skipped" and isinstance(report.longrepr, tuple):
+                reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+                skips[lane, reason] = skips.get((lane, reason), 0) + 1
+    terminalreporter.section("lanes", sep="-")
+    for lane in dict.fromkeys(LANES.values()):
+        counts = lanes.get(lane)
+        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) if counts else "not asked for"
+        terminalreporter.write_line(f"{lane:<10} {told}")
+        for (where, reason), count in skips.items():
+            if where == lane:
+                terminalreporter.write_line(f"{'':<10} skipped {count}: {reason}")
