@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
@@ -36,6 +36,7 @@ def merge_patch(target: Any, patch: Any) -> Any:
     return found
 
 
+@settings(max_examples=50)
 @given(st.fixed_dictionaries({}, optional=VALUES), st.fixed_dictionaries(VALUES))
 def test_a_patch_does_what_the_rfc_says(patch, target):
     changes = _changes(PATCH.validate_json(json.dumps(patch)))
@@ -46,6 +47,7 @@ def test_a_patch_does_what_the_rfc_says(patch, target):
     }
 
 
+@settings(max_examples=50)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

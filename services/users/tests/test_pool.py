@@ -16,8 +16,8 @@ from shared.errors import DeadlineExceeded, Unavailable
 
 
 @pytest.fixture
-async def database(postgres_url):
-    async with open_database(postgres_url, name="test", connections_max=2) as found:
+async def database(contract_database):
+    async with open_database(contract_database, name="test", connections_max=2) as found:
         yield found
 
 
@@ -43,8 +43,8 @@ async def test_no_server_is_a_reason_not_to_start(monkeypatch):
     assert "secret" not in str(caught.value)
 
 
-async def test_a_refusal_is_a_reason_not_to_start(postgres_url):
-    scheme, _, rest = postgres_url.partition("://")
+async def test_a_refusal_is_a_reason_not_to_start(contract_database):
+    scheme, _, rest = contract_database.partition("://")
     wrong = f"{scheme}://roundhouse:wrong@{rest.rpartition('@')[2]}"
 
     with pytest.raises(StoreError, match="PostgreSQL refuses us"):
@@ -85,9 +85,9 @@ async def test_the_server_ends_statements_that_nobody_stops(database):
     assert found["statement_timeout"] == "5s"
 
 
-async def test_connections_that_were_cut_are_replaced(database, postgres_url):
+async def test_connections_that_were_cut_are_replaced(database, contract_database):
     await asyncio.gather(database.ping(), database.ping())
-    await terminate_all(postgres_url)
+    await terminate_all(contract_database)
 
     async with asyncio.timeout(10):
         while True:
