@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from pydantic import ValidationError
 
@@ -112,8 +113,12 @@ async def admit(verifier: TokenVerifier, token: str, auth: Auth) -> None:
         raise Forbidden("this needs the role admin")
 
 
+@lru_cache(maxsize=1)
 def parse_routes(text: str) -> RouteTable:
-    """Read a table in TOML: `[[routes]]` with the fields of Route. Raises RouteTableError."""
+    """Read a table in TOML: `[[routes]]` with the fields of Route. Raises RouteTableError.
+
+    The last one read is kept: settings check it, then the gateway serves it.
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

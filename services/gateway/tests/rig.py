@@ -52,7 +52,7 @@ service = "open"
 methods = ["GET"]
 auth = "public"
 kind = "stream"
-timeout_s = 1
+timeout_s = 0.5
 idle_timeout_s = 0.4
 
 [[routes]]

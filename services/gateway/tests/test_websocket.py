@@ -199,11 +199,11 @@ async def test_client_that_reads_nothing_holds_the_service_back(chat):
                 break
         await connection.wait_closed()
 
-    _, _, open_one = await chat(flood)
+    _, service, open_one = await chat(flood)
     client = await open_one(max_queue=1)
     async with asyncio.timeout(10):
         await held.wait()
-    client.transport.abort()
+    service.connections[0].transport.abort()
 
 
 async def refusal(open_one, **kw) -> Response:
