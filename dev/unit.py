@@ -26,7 +26,7 @@ SILENT_MAX_S = 60.0
 PROBE_EVERY_S = 1.0
 # One slow answer on a busy machine is no reason to take a replica out; an explicit 503 is.
 MISSED_PROBES_MAX = 3
-# Longer than readers of endpoints.json take to see a change (0.5 s) or name servers' answers to age (1 s).
+# Longer than readers of endpoints.json take to see a change (0.1 s) or name servers' answers to age (1 s).
 UNLIST_WAIT_S = 1.2
 FAILURE_LINES = 15
 # EX_CONFIG of sysexits.h: the process says that its settings are wrong, so trying again is of no use.

@@ -29,6 +29,8 @@ from dev.supervisor import Plan, Supervisor
 Outcome = Callable[[str | None, dict[str, Any]], None]
 KILLED = 130
 READY_TIMEOUT_S = 120.0
+# Twice what a reader of endpoints.json takes to look again.
+SETTLE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,8 @@ class Runner:
                 )
         except TimeoutError:
             pass  # said below, with the row that is late
+        # Ready means usable: what became ready last must have reached the readers of endpoints.json.
+        await asyncio.sleep(SETTLE_S)
         if tell is not None:
             tell(None if supervisor.is_ready else _reason(supervisor), supervisor.status())
         await supervisor.board.until(lambda: supervisor.is_ready)
