@@ -1,11 +1,11 @@
 """Assembly of the gateway: the lane in front, its own control side behind, and what both need while it runs."""
 
-import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.types import ASGIApp
 
@@ -50,8 +50,8 @@ def create(settings: GatewaySettings) -> Application:
         sweeper=Sweeper(pool),
     )
 
-    def wrap(app: ASGIApp, runtime: Runtime) -> ASGIApp:
-        return _lane(app, settings, parts, runtime.readiness.draining)
+    def wrap(app: ASGIApp, _: Runtime) -> ASGIApp:
+        return _lane(app, settings, parts)
 
     @asynccontextmanager
     async def resources(_: GatewaySettings, runtime: Runtime) -> AsyncIterator[Opened[Parts]]:
@@ -66,7 +66,8 @@ def create(settings: GatewaySettings) -> Application:
         async with client:
             await endpoints.refresh()
             runtime.tasks.start("endpoints", endpoints.watch)
-            runtime.tasks.start("sweeper", parts.sweeper.run)
+            draining, wait_s = runtime.readiness.draining, settings.drain_wait_s
+            runtime.tasks.start("sweeper", partial(parts.sweeper.run, draining, drain_wait_s=wait_s))
             try:
                 yield Opened(parts, {"endpoints": check_endpoints})
             finally:
@@ -75,11 +76,11 @@ def create(settings: GatewaySettings) -> Application:
     return build(settings, routers=(), resources=resources, title="Roundhouse gateway", wrap=wrap, has_limits=False)
 
 
-def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts, draining: asyncio.Event) -> Lane:
+def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts) -> Lane:
     return Lane(
         MetricsGuard(app, parts.verifier, auth=settings.metrics_auth, private_port=settings.private_port),
         settings.table,
-        upstreams=Upstreams(parts.pool, parts.balancer, parts.sweeper, draining),
+        upstreams=Upstreams(parts.pool, parts.balancer, parts.sweeper),
         verifier=parts.verifier,
         websockets=WebSocketProxy(parts.balancer, origins=settings.origin_names),
         authorities=settings.authority_names,

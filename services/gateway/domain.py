@@ -9,10 +9,14 @@ from pydantic import ValidationError
 
 from services.gateway.model import Auth, Method, Route
 from shared import context
+from shared.deadline import limit
 from shared.errors import BadRequest, Forbidden, MethodNotAllowed, Problem
 from shared.tokens import TokenVerifier
 
 ROUTES_MAX = 1000
+VERIFY_S_MAX = 5.0
+"""An unknown token waits at most this long for the issuer's keys."""
+
 PATH_SEGMENTS_MAX = 64
 """Deeper paths are looked up by their first segments only; no route is so deep."""
 
@@ -103,9 +107,12 @@ def check_target(raw_path: bytes) -> None:
 async def admit(verifier: TokenVerifier, token: str, auth: Auth) -> None:
     """Let pass who `auth` asks for and note in the logs who it is.
 
-    Raises Unauthorized, Forbidden, and Unavailable when no key to check the token with could be fetched.
+    Raises Unauthorized, Forbidden, and Unavailable or DeadlineExceeded when no key to check the token with could be fetched.
     """
-    identity = verifier.remembered(token) or await verifier.verify(token)
+    identity = verifier.remembered(token)
+    if identity is None:
+        async with limit(context.deadline(), VERIFY_S_MAX, "checking the access token"):
+            identity = await verifier.verify(token)
     found = context.current()
     if found is not None:
         found.subject = identity.subject

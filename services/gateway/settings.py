@@ -7,7 +7,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.gateway.domain import RouteTable, default_routes, parse_routes
 from services.gateway.model import Auth
-from shared.endpoints import Endpoints
+from shared.endpoints import Endpoints, EndpointsError
 from shared.settings import Settings
 
 DEVELOPMENT_ORIGIN = "http://localhost:3000"
@@ -38,7 +38,10 @@ class GatewaySettings(Settings):
     @field_validator("endpoints")
     @classmethod
     def _endpoints_are_readable(cls, text: str) -> str:
-        Endpoints(text)
+        try:
+            Endpoints(text)
+        except EndpointsError as error:
+            raise ValueError(str(error)) from None
         return text
 
     @property

@@ -87,7 +87,7 @@ class Lane:
             if route.auth != "public":
                 await admit(self._verifier, _token_of(scope, head, route), route.auth)
         except Problem as refusal:
-            await refuse_handshake(refusal, scope, send)
+            await refuse_handshake(refusal, scope, receive, send)
             return
         await self._websockets.run(route, head, scope, receive, send)
 

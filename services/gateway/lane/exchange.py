@@ -36,7 +36,6 @@ class Upstreams:
     pool: Pool
     balancer: Balancer
     sweeper: Sweeper
-    draining: asyncio.Event
 
 
 class Drained(Exception):
@@ -115,7 +114,7 @@ class Exchange:
                 self.interrupt(RequestTimeout("the body did not arrive in time"))
             else:
                 self.interrupt(DeadlineExceeded())
-        elif self._is_event_stream and self._upstreams.draining.is_set():
+        elif self._is_event_stream and self._upstreams.sweeper.is_closing:
             self.interrupt(Drained())
         elif now - self._started_at > TICK_S:
             # Most exchanges are over before their first tick and never pay for the watching.

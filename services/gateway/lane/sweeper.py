@@ -20,11 +20,16 @@ class Swept(Protocol):
 
 
 class Sweeper:
-    """Calls `on_tick` of all that was added, every 50 ms."""
+    """Calls `on_tick` of all that was added, every 50 ms.
+
+    `is_closing` turns true when the drain's waiting is over: then no new client comes, and what never ends by itself has to be ended.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._closes_at: float | None = None
         self._swept: set[Swept] = set()
+        self.is_closing = False
 
     @property
     def count(self) -> int:
@@ -36,14 +41,20 @@ class Sweeper:
     def discard(self, item: Swept) -> None:
         self._swept.discard(item)
 
-    async def run(self) -> None:
-        """Tick for ever; the service runs it as a background task."""
+    async def run(self, draining: asyncio.Event, *, drain_wait_s: float) -> None:
+        """Tick for ever; the service runs it as a background task. `is_closing` follows `draining` by `drain_wait_s`."""
         ticks = 0
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
+            self._see_drain(draining, now + drain_wait_s, now)
             for item in tuple(self._swept):
                 item.on_tick(now)
             ticks += 1
             if ticks % POOL_TICKS == 0:
                 self._pool.sweep(now)
+
+    def _see_drain(self, draining: asyncio.Event, closes_at: float, now: float) -> None:
+        if self._closes_at is None and draining.is_set():
+            self._closes_at = closes_at
+        self.is_closing = self._closes_at is not None and now >= self._closes_at

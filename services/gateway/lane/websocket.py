@@ -30,6 +30,7 @@ QUEUED_FRAMES_MAX = 16
 PING_INTERVAL_S = 20.0
 PING_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 2.0
+REFUSAL_S_MAX = 1.0
 REASON_BYTES_MAX = 123
 
 GOING_AWAY, BAD_GATEWAY, TOO_BIG = 1001, 1014, 1009
@@ -126,17 +127,17 @@ class WebSocketProxy:
             async with asyncio.timeout(route.timeout_s):
                 upstream, address = await self._open(route, head, scope)
         except TimeoutError:
-            await refuse_handshake(DeadlineExceeded("the service did not answer in time"), scope, send)
+            await refuse_handshake(DeadlineExceeded("the service did not answer in time"), scope, receive, send)
             return
         except InvalidStatus as refused:
-            await _pass_refusal(refused, scope, send)
+            await _pass_refusal(refused, scope, receive, send)
             return
         except (InvalidHandshake, EOFError) as error:
             log.warning("upstream_failed", upstream=route.service, reason=type(error).__name__)
-            await refuse_handshake(BadGateway(), scope, send)
+            await refuse_handshake(BadGateway(), scope, receive, send)
             return
         except Problem as problem:
-            await refuse_handshake(problem, scope, send)
+            await refuse_handshake(problem, scope, receive, send)
             return
         try:
             await self._serve(upstream, receive, send)
@@ -216,31 +217,39 @@ async def _handshake(address: Address, head: RequestHead, scope: Scope) -> Clien
     return connection
 
 
-async def _pass_refusal(refused: InvalidStatus, scope: Scope, send: Send) -> None:
+async def _pass_refusal(refused: InvalidStatus, scope: Scope, receive: Receive, send: Send) -> None:
     """Give a service's refusal of the handshake to the client as it is."""
     response = refused.response
     if not 400 <= response.status_code <= 599:
-        await refuse_handshake(BadGateway(), scope, send)
+        await refuse_handshake(BadGateway(), scope, receive, send)
         return
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
     headers = filter_response(raw, has_length=False)
-    await _send_refusal(response.status_code, headers, bytes(response.body or b""), send)
+    await _send_refusal(response.status_code, headers, bytes(response.body or b""), receive, send)
 
 
-async def refuse_handshake(problem: Problem, scope: Scope, send: Send) -> None:
+async def refuse_handshake(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a handshake with a problem as plain HTTP, which says more than a closed socket."""
     headers = [
         (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
         (b"cache-control", b"no-store"),
         *((name.lower().encode(), value.encode("latin-1")) for name, value in problem.headers.items()),
     ]
-    await _send_refusal(problem.status, headers, body_of(problem, scope["path"]), send)
+    await _send_refusal(problem.status, headers, body_of(problem, scope["path"]), receive, send)
 
 
-async def _send_refusal(status: int, headers: list[tuple[bytes, bytes]], body: bytes, send: Send) -> None:
+async def _send_refusal(
+    status: int, headers: list[tuple[bytes, bytes]], body: bytes, receive: Receive, send: Send
+) -> None:
     try:
         await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
         await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
-    except OSError:
-        # The client went away before it was refused.
+        # uvicorn calls a handshake unfinished, and logs an error, until the refused client's connection is closed; it says
+        # "disconnect" once for the refusal and once for the close.
+        async with asyncio.timeout(REFUSAL_S_MAX):
+            disconnects = 0
+            while disconnects < 2:
+                disconnects += (await receive())["type"] == "websocket.disconnect"
+    except (OSError, TimeoutError):
+        # The client went away before it was refused, or does not read the refusal.
         return

@@ -200,7 +200,7 @@ async def test_client_that_reads_nothing_holds_the_service_back(chat):
         await connection.wait_closed()
 
     _, service, open_one = await chat(flood)
-    client = await open_one(max_queue=1)
+    await open_one(max_queue=1)
     async with asyncio.timeout(10):
         await held.wait()
     service.connections[0].transport.abort()
@@ -273,11 +273,13 @@ async def test_unknown_address_is_404(chat):
     assert (await refusal(open_one, target="/open/x")).status_code == 404
 
 
-async def test_foreign_origin_is_403(chat):
-    _, service, open_one = await chat()
+async def test_foreign_origin_is_403(chat, caplog):
+    rig, service, open_one = await chat()
     reply = await refusal(open_one, origin="http://evil.example")
     assert (reply.status_code, json.loads(reply.body)["code"]) == (403, "origin_not_allowed")
     assert not service.requests
+    await eventually(lambda: not rig.state.tasks)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.mark.parametrize("origin", [None, "http://localhost:3000", "http://127.0.0.1:{port}"])
