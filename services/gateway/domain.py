@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from pydantic import ValidationError
 
-from services.gateway.model import Auth, Method, Route
+from services.gateway.model import BODY_BYTES_MAX, Auth, Method, Route
 from shared import context
 from shared.deadline import limit
 from shared.errors import BadRequest, Forbidden, MethodNotAllowed, Problem
@@ -151,33 +151,32 @@ def _route(number: int, row: object) -> Route:
         raise RouteTableError(f"{name[:120]}: {'; '.join(faults)}") from None
 
 
-def default_routes(*, is_production: bool) -> RouteTable:
-    """Return the platform's own table."""
+def default_routes(*, is_production: bool, body_bytes_max: int = BODY_BYTES_MAX) -> RouteTable:
+    """Return the platform's own table, every route with the same limit on bodies."""
     detailed: Auth = "signed_in" if is_production else "public"
-    return RouteTable(
-        (
-            Route(path="/users", service="users", methods=("POST", "OPTIONS"), auth="public"),
-            Route(path="/users", service="users", methods=_READ, auth="admin"),
-            Route(path="/users/*", service="users", methods=(*_READ, "PUT", "PATCH", "DELETE"), auth="signed_in"),
-            Route(path="/users/*", service="users", methods=("OPTIONS",), auth="public"),
-            Route(path="/auth/token", service="users", methods=("POST",), auth="public"),
-            Route(path="/auth/refresh", service="users", methods=("POST",), auth="public"),
-            Route(path="/auth/*", service="users", methods=("GET", "POST", "DELETE"), auth="signed_in"),
-            Route(path="/.well-known/jwks.json", service="users", methods=_READ, auth="public"),
-            # The token of a chat may come by header, query or subprotocol; the service knows all three, so it verifies.
-            Route(path="/ws/chat", service="realtime", methods=("GET",), auth="public", kind="websocket"),
-            Route(
-                path="/sse/stream",
-                service="realtime",
-                methods=("GET",),
-                auth="signed_in",
-                kind="stream",
-                query_token=True,
-            ),
-            Route(path="/cpu-intensive", service="compute", methods=("POST",), auth="signed_in", timeout_s=30),
-            Route(path="/async-demo", service="compute", methods=("GET",), auth="signed_in"),
-            Route(path="/blocking-demo", service="compute", methods=("GET",), auth="signed_in"),
-            Route(path="/health", service="health", methods=_READ, auth="public", timeout_s=5),
-            Route(path="/health/detailed", service="health", methods=_READ, auth=detailed, timeout_s=5),
-        )
+    routes = (
+        Route(path="/users", service="users", methods=("POST", "OPTIONS"), auth="public"),
+        Route(path="/users", service="users", methods=_READ, auth="admin"),
+        Route(path="/users/*", service="users", methods=(*_READ, "PUT", "PATCH", "DELETE"), auth="signed_in"),
+        Route(path="/users/*", service="users", methods=("OPTIONS",), auth="public"),
+        Route(path="/auth/token", service="users", methods=("POST",), auth="public"),
+        Route(path="/auth/refresh", service="users", methods=("POST",), auth="public"),
+        Route(path="/auth/*", service="users", methods=("GET", "POST", "DELETE"), auth="signed_in"),
+        Route(path="/.well-known/jwks.json", service="users", methods=_READ, auth="public"),
+        # The token of a chat may come by header, query or subprotocol; the service knows all three, so it verifies.
+        Route(path="/ws/chat", service="realtime", methods=("GET",), auth="public", kind="websocket"),
+        Route(
+            path="/sse/stream",
+            service="realtime",
+            methods=("GET",),
+            auth="signed_in",
+            kind="stream",
+            query_token=True,
+        ),
+        Route(path="/cpu-intensive", service="compute", methods=("POST",), auth="signed_in", timeout_s=30),
+        Route(path="/async-demo", service="compute", methods=("GET",), auth="signed_in"),
+        Route(path="/blocking-demo", service="compute", methods=("GET",), auth="signed_in"),
+        Route(path="/health", service="health", methods=_READ, auth="public", timeout_s=5),
+        Route(path="/health/detailed", service="health", methods=_READ, auth=detailed, timeout_s=5),
     )
+    return RouteTable(route.model_copy(update={"body_bytes_max": body_bytes_max}) for route in routes)

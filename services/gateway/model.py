@@ -12,6 +12,8 @@ Kind = Literal["http", "stream", "websocket"]
 OWN_PATHS = frozenset({"live", "ready", "metrics"})
 """First segments that every service answers to its operators; a route over them would publish what is private."""
 
+BODY_BYTES_MAX = 1024 * 1024
+
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+(?:/\*)?", re.ASCII)
 _SERVICE = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
 
@@ -50,7 +52,7 @@ class Route(BaseModel):
     kind: Kind = "http"
     timeout_s: float = Field(10.0, gt=0, le=600)
     idle_timeout_s: float = Field(60.0, gt=0, le=3600)
-    body_bytes_max: int = Field(1024 * 1024, ge=0, le=1024 * 1024 * 1024)
+    body_bytes_max: int = Field(BODY_BYTES_MAX, ge=0, le=1024 * 1024 * 1024)
     query_token: bool = False
 
     @model_validator(mode="after")

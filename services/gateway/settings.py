@@ -47,7 +47,9 @@ class GatewaySettings(Settings):
     @property
     def table(self) -> RouteTable:
         """The routes to serve."""
-        return parse_routes(self.routes) if self.routes else default_routes(is_production=self.is_production)
+        if self.routes:
+            return parse_routes(self.routes)
+        return default_routes(is_production=self.is_production, body_bytes_max=self.body_bytes_max)
 
     @property
     def authority_names(self) -> frozenset[str]:

@@ -43,7 +43,7 @@ class ClientSide:
 
     __slots__ = ("_head", "_limit", "_on_end", "_receive", "_received", "_task", "is_finished", "is_reading")
 
-    def __init__(self, receive: Receive, head: RequestHead, limit: int, on_end: Callable[[Exception], None]) -> None:
+    def __init__(self, receive: Receive, head: RequestHead, *, limit: int, on_end: Callable[[Exception], None]) -> None:
         self._receive = receive
         self._head = head
         self._limit = limit

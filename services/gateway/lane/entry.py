@@ -61,7 +61,7 @@ class Lane:
         if route is None:
             await self._inner(scope, receive, send)
         else:
-            await Exchange(self._upstreams, route, scope, receive, send).run(head, deadline)
+            await Exchange(self._upstreams, route, scope=scope, receive=receive, send=send).run(head, deadline)
 
     def _admit(self, scope: Scope, head: RequestHead, problem: Problem | None) -> Route | None:
         """Return the route of a well-formed request, None where the gateway itself answers. Raises Problem."""
@@ -89,7 +89,7 @@ class Lane:
         except Problem as refusal:
             await refuse_handshake(refusal, scope, receive, send)
             return
-        await self._websockets.run(route, head, scope, receive, send)
+        await self._websockets.run(route, head, scope=scope, receive=receive, send=send)
 
 
 def _name_route(route: Route | None) -> None:

@@ -63,7 +63,7 @@ class Exchange:
         "_verdict",
     )
 
-    def __init__(self, upstreams: Upstreams, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, upstreams: Upstreams, route: Route, *, scope: Scope, receive: Receive, send: Send) -> None:
         self._upstreams = upstreams
         self._route = route
         self._scope = scope
@@ -81,7 +81,7 @@ class Exchange:
         self._head = head
         self._due_at = deadline.at
         self._started_at = time.monotonic()
-        self._client = ClientSide(self._receive, head, self._route.body_bytes_max, self.interrupt)
+        self._client = ClientSide(self._receive, head, limit=self._route.body_bytes_max, on_end=self.interrupt)
         task = self._task = asyncio.current_task()
         assert task is not None
         cancelling = task.cancelling()
@@ -142,7 +142,9 @@ class Exchange:
         is_whole = self._client.is_finished
         if head.is_chunked:
             body = frame(body, is_last=is_whole)
-        connection.write(request_head(self._scope, head, connection.address, self._sent_deadline()) + body)
+        connection.write(
+            request_head(self._scope, head, address=connection.address, deadline=self._sent_deadline()) + body
+        )
         if not is_whole:
             self._client.pump(connection)
         try:

@@ -36,7 +36,7 @@ def forwarding_headers(scope: Scope, head: RequestHead) -> Headers:
     return headers
 
 
-def request_head(scope: Scope, head: RequestHead, address: Address, deadline: Deadline | None) -> bytes:
+def request_head(scope: Scope, head: RequestHead, *, address: Address, deadline: Deadline | None) -> bytes:
     """Return the bytes of the request's head for one upstream."""
     parts = [scope["method"].encode(), b" ", target_of(scope), b" HTTP/1.1\r\nhost: ", authority_of(address).encode()]
     for name, value in head.passed:

@@ -139,7 +139,7 @@ def read_head(scope: Scope) -> tuple[RequestHead, Problem | None]:
     problem = _size_problem(scope, fields, size) or _host_problem(scope, hosts, head.host)
     if problem is None and (transfer or encoding or upgrades):
         problem = _framing_problem(
-            scope, head, transfer, encoding, upgrades=upgrades and b"upgrade" in connection.lower()
+            scope, head, transfer=transfer, encoding=encoding, upgrades=upgrades and b"upgrade" in connection.lower()
         )
     return head, problem
 
@@ -164,7 +164,7 @@ def _host_problem(scope: Scope, hosts: int, host: bytes) -> Problem | None:
 
 
 def _framing_problem(
-    scope: Scope, head: RequestHead, transfer: bytes, encoding: bytes, *, upgrades: bool
+    scope: Scope, head: RequestHead, *, transfer: bytes, encoding: bytes, upgrades: bool
 ) -> Problem | None:
     if transfer and (
         scope["http_version"] == "1.0" or head.length is not None or transfer.strip().lower() != b"chunked"

@@ -16,7 +16,7 @@ from websockets.uri import WebSocketURI
 from services.gateway.lane.balance import Balancer
 from services.gateway.lane.exchange import CONNECTS_MAX
 from services.gateway.lane.forward import forwarding_headers, target_of
-from services.gateway.lane.head import RequestHead, filter_response
+from services.gateway.lane.head import Headers, RequestHead, filter_response
 from services.gateway.lane.pool import CONNECT_TIMEOUT_S
 from services.gateway.model import Route
 from shared.endpoints import Address
@@ -38,6 +38,15 @@ NO_CODE, ABNORMAL = 1005, 1006
 """What a receiver is told when no close frame came (RFC 6455, section 7.4.1); neither may be sent."""
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A handshake's refusal as plain HTTP."""
+
+    status: int
+    headers: Headers
+    body: bytes
 
 
 @dataclass(slots=True)
@@ -119,7 +128,7 @@ class WebSocketProxy:
         self._balancer = balancer
         self._origins = origins
 
-    async def run(self, route: Route, head: RequestHead, scope: Scope, receive: Receive, send: Send) -> None:
+    async def run(self, route: Route, head: RequestHead, *, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one handshake and, where the service takes it, the connection."""
         address: Address | None = None
         try:
@@ -225,7 +234,8 @@ async def _pass_refusal(refused: InvalidStatus, scope: Scope, receive: Receive, 
         return
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
     headers = filter_response(raw, has_length=False)
-    await _send_refusal(response.status_code, headers, bytes(response.body or b""), receive, send)
+    refusal = _Refusal(response.status_code, headers, bytes(response.body or b""))
+    await _send_refusal(refusal, receive, send)
 
 
 async def refuse_handshake(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
@@ -235,15 +245,13 @@ async def refuse_handshake(problem: Problem, scope: Scope, receive: Receive, sen
         (b"cache-control", b"no-store"),
         *((name.lower().encode(), value.encode("latin-1")) for name, value in problem.headers.items()),
     ]
-    await _send_refusal(problem.status, headers, body_of(problem, scope["path"]), receive, send)
+    await _send_refusal(_Refusal(problem.status, headers, body_of(problem, scope["path"])), receive, send)
 
 
-async def _send_refusal(
-    status: int, headers: list[tuple[bytes, bytes]], body: bytes, receive: Receive, send: Send
-) -> None:
+async def _send_refusal(refusal: _Refusal, receive: Receive, send: Send) -> None:
     try:
-        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-        await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
+        await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": refusal.headers})
+        await send({"type": "websocket.http.response.body", "body": refusal.body, "more_body": False})
         # uvicorn calls a handshake unfinished, and logs an error, until the refused client's connection is closed; it says
         # "disconnect" once for the refusal and once for the close.
         async with asyncio.timeout(REFUSAL_S_MAX):

@@ -67,3 +67,8 @@ def test_private_port_is_only_known_beside_a_public_socket(monkeypatch):
     assert load(GatewaySettings).private_port is None
     monkeypatch.setenv("RH_GATEWAY_FD", "5")
     assert load(GatewaySettings).private_port == 4001
+
+
+def test_body_limit_holds_for_every_route_of_the_default_table(monkeypatch):
+    monkeypatch.setenv("RH_GATEWAY_BODY_BYTES_MAX", "2048")
+    assert {route.body_bytes_max for route in load(GatewaySettings).table.routes} == {2048}
