@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared import metrics, middleware, problems, telemetry
 from shared.checks import Check, Readiness
+from shared.errors import CannotStart, Problem
 from shared.metrics import Metrics
 from shared.settings import Settings
 from shared.tasks import Supervisor
@@ -29,6 +30,8 @@ class Runtime:
     metrics: Metrics = field(default_factory=Metrics)
     readiness: Readiness = field(default_factory=Readiness)
     tasks: Supervisor = field(default_factory=Supervisor)
+    start_is_refused: bool = False
+    """Set where the start failed for a reason that trying again does not change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,22 @@ class Opened(Generic[P]):
 
     parts: P
     checks: Mapping[str, Check] = field(default_factory=dict)
+
+
+@asynccontextmanager
+async def _told(resources: AbstractAsyncContextManager[Opened[P]], runtime: Runtime) -> AsyncIterator[Opened[P]]:
+    """Open resources; where that fails, say so in one line: a sentence for what the operator must change, else the whole fault."""
+    async with AsyncExitStack() as stack:
+        try:
+            opened = await stack.enter_async_context(resources)
+        except (CannotStart, Problem) as reason:
+            runtime.start_is_refused = isinstance(reason, CannotStart)
+            structlog.get_logger().error("start_failed", reason=str(reason))
+            raise
+        except Exception:
+            structlog.get_logger().exception("start_failed")
+            raise
+        yield opened
 
 
 class Application:
@@ -71,7 +90,7 @@ def build(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with runtime.tasks, resources(settings, runtime) as opened:
+        async with runtime.tasks, _told(resources(settings, runtime), runtime) as opened:
             runtime.readiness.require(opened.checks)
             app.state.parts = opened.parts
             structlog.get_logger().info("started", service=settings.service, replica=settings.replica_name)
@@ -111,6 +130,7 @@ def _surround(app: ASGIApp, runtime: Runtime) -> ASGIApp:
     """Put the shared middleware around an app; the first line is the innermost."""
     app = middleware.Faults(app)
     app = middleware.ResponseHeaders(app, middleware.nosniff)
+    app = middleware.DrainNotice(app, runtime.readiness.draining)
     app = middleware.RequestMetrics(app, runtime.metrics)
     return middleware.RequestLog(app)
 

@@ -12,7 +12,11 @@ from urllib.parse import unquote, urlsplit
 import orjson
 import structlog
 
-REFRESH_S = 0.5
+from shared.errors import CannotStart
+
+FILE_REFRESH_S = 0.1
+"""One `stat` each time: a fleet is usable this soon after its last replica is ready."""
+DNS_REFRESH_S = 1.0
 RESOLVE_TIMEOUT_S = 2.0
 REPLICAS_MAX = 256
 """Of one service; a longer answer is cut, since every reader keeps connections to each."""
@@ -24,8 +28,8 @@ Address = tuple[str, int]
 log = structlog.get_logger()
 
 
-class EndpointsError(ValueError):
-    """The setting does not say where the fleet is."""
+class EndpointsError(CannotStart):
+    """The setting or the file does not say where the fleet is."""
 
 
 def parse_address(text: str) -> Address:
@@ -90,7 +94,7 @@ class Endpoints:
         """Refresh for ever; a service runs it as a background task."""
         while True:
             await self.refresh()
-            await asyncio.sleep(REFRESH_S if self._path else REFRESH_S * 2)
+            await asyncio.sleep(FILE_REFRESH_S if self._path else DNS_REFRESH_S)
 
     async def refresh(self) -> None:
         """Read the source once; never raises, a failure is logged when it begins."""

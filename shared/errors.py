@@ -70,6 +70,10 @@ class Problem(Exception):
         return found
 
 
+class CannotStart(Exception):
+    """A service cannot start until something outside is changed; the text says what, without a secret."""
+
+
 class BadRequest(Problem):
     status, code, title = 400, "bad_request", "The request is malformed"
 

@@ -81,6 +81,9 @@ class _Library(logging.Handler):
     """Turns the records of libraries (uvicorn, asyncpg, nats) into lines of ours."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "uvicorn.error" and record.getMessage().startswith("Traceback"):
+            # A failed start, told a second time: shared.app has said it in a line that is ours.
+            return
         try:
             fields: dict[str, Any] = {"exc_info": record.exc_info} if record.exc_info else {}
             structlog.get_logger().log(

@@ -227,6 +227,27 @@ class DeadlineLimit:
             raise DeadlineExceeded() from error
 
 
+class DrainNotice:
+    """Ends kept-alive connections during a drain: each response then says `Connection: close` (RFC 9112, section 9.6)."""
+
+    def __init__(self, app: ASGIApp, draining: asyncio.Event) -> None:
+        self.app = app
+        self.draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.draining.is_set():
+                headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"connection"]
+                message["headers"] = [*headers, (b"connection", b"close")]
+            await send(message)
+
+        await self.app(scope, receive, send_last)
+
+
 class ResponseHeaders:
     """Adds fixed headers to every response that does not set them itself."""
 

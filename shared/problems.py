@@ -107,7 +107,8 @@ def of_http_exception(error: HTTPException, request: Request) -> Problem:
 
 def _of_status(status: int, detail: str, headers: dict[str, str]) -> Problem:
     for kind in _all_problems(Problem):
-        if kind.status == status:
+        # A service's own problem means more than its status says.
+        if kind.status == status and kind.__module__ == Problem.__module__:
             problem = kind(detail)
             problem.headers.update(headers)
             return problem

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import uvicorn
 
 from shared import log
 from shared.app import Application
+from shared.errors import CannotStart
 from shared.settings import Settings, SettingsError, load
 
 EXIT_CONFIG = 78
@@ -98,7 +98,8 @@ def main(
 ) -> NoReturn:
     """Run a service until it is told to stop; the whole of every `__main__`.
 
-    `sockets(settings)` may add listening sockets to the service's own. Exit codes: 0 drained, 78 bad settings, 1 could not start.
+    `sockets(settings)` may add listening sockets to the service's own. Exit codes: 0 drained, 78 refused to start until
+    something is changed, 1 could not start.
     """
     name = settings_type.service
     try:
@@ -114,13 +115,15 @@ def main(
             "start_failed", reason=f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
         )
         sys.exit(1)
-    app = create(settings)
+    try:
+        app = create(settings)
+    except CannotStart as error:
+        structlog.get_logger().error("start_failed", reason=str(error))
+        sys.exit(EXIT_CONFIG)
     server = Server(config_of(app), app)
-    with contextlib.closing(own):
+    # uvicorn leaves a failed start by SystemExit with a code of its own.
+    with contextlib.closing(own), contextlib.suppress(SystemExit):
         server.run(sockets=[own, *sockets(settings)])
+    if app.runtime.start_is_refused:
+        sys.exit(EXIT_CONFIG)
     sys.exit(0 if server.started else 1)
-
-
-def ignore_terminal_signals() -> None:
-    """Let a child process of a service (a pool worker) outlive Ctrl-C, so that its parent can drain first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -20,6 +20,8 @@ class GatewaySettings(Settings):
     service: ClassVar[str] = "gateway"
 
     port: int = Field(8080, ge=0, le=65535, description="0 takes any free port")
+    # Clients learn from each answer of this time that their connection ends; one that is cut later was idle.
+    drain_wait_s: float = Field(1.0, ge=0, le=300, description="time to go on serving after readiness turned false")
     fd: int | None = Field(None, ge=3, description="an inherited, listening public socket, served beside HOST:PORT")
     routes: str = Field("", description="a route table in TOML instead of the platform's own")
     authorities: str = Field("", description="`Host` values that are served, comma-separated; empty: all")

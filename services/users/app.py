@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import structlog
 
 from services.users.adapters.database import Store, open_store
+from services.users.adapters.heap import HeapTrimmer, keep_one_arena
 from services.users.adapters.keys import SigningKeys
 from services.users.adapters.passwords import Argon2Passwords
-from services.users.adapters.start import StartRefused
 from services.users.adapters.tally import PrometheusTally
 from services.users.domain.auth import AuthService
 from services.users.domain.relay import OutboxRelay
@@ -23,7 +23,7 @@ from shared.app import Application, Opened, Runtime, build
 from shared.bus.base import Bus
 from shared.bus.connect import connect as connect_bus
 from shared.cache.connect import connect as connect_cache
-from shared.errors import Conflict, Unavailable
+from shared.errors import Conflict
 from shared.tokens import TokenVerifier
 
 
@@ -40,24 +40,21 @@ class Parts:
 
 def create(settings: UsersSettings) -> Application:
     """Return the users service for these settings."""
+    keep_one_arena()
     return build(settings, routers=[users.router, auth.router], resources=_resources, title="Roundhouse users")
 
 
 @asynccontextmanager
 async def _resources(settings: UsersSettings, runtime: Runtime) -> AsyncIterator[Opened[Parts]]:
     async with AsyncExitStack() as stack:
-        try:
-            store = await stack.enter_async_context(
-                open_store(
-                    settings.database_url.get_secret_value(),
-                    name=settings.replica_name,
-                    connections_max=settings.database_connections_max,
-                )
+        store = await stack.enter_async_context(
+            open_store(
+                settings.database_url.get_secret_value(),
+                name=settings.replica_name,
+                connections_max=settings.database_connections_max,
             )
-            keys = await SigningKeys.load(store.keys, _seal(settings), lasts_s=settings.access_token_lasts_s)
-        except (StartRefused, Unavailable) as reason:
-            structlog.get_logger().error("start_failed", reason=str(reason))
-            raise
+        )
+        keys = await SigningKeys.load(store.keys, _seal(settings), lasts_s=settings.access_token_lasts_s)
         yield await _assemble(settings, runtime, store, keys, stack)
 
 
@@ -66,7 +63,8 @@ async def _assemble(
 ) -> Opened[Parts]:
     cache = connect_cache(settings.redis_url.get_secret_value())
     stack.push_async_callback(cache.close)
-    passwords = Argon2Passwords(memory_kib=settings.hash_memory_kib, passes=settings.hash_passes)
+    heap = HeapTrimmer()
+    passwords = Argon2Passwords(memory_kib=settings.hash_memory_kib, passes=settings.hash_passes, on_use=heap.used)
     stack.callback(passwords.close)
     tally = PrometheusTally(runtime.metrics.registry)
 
@@ -88,6 +86,7 @@ async def _assemble(
     )
     await _ensure_admin(settings, user_service)
     runtime.tasks.start("outbox-relay", relay.run)
+    runtime.tasks.start("heap-trimmer", heap.run)
     return Opened(Parts(user_service, auth_service, keys, TokenVerifier(keys), store), {"postgres": store.ping})
 
 

@@ -125,6 +125,13 @@ async def test_ready_is_503_while_draining(client: httpx2.AsyncClient, app: Appl
     assert (await client.get("/live")).status_code == 200
 
 
+async def test_while_draining_every_response_ends_its_connection(client: httpx2.AsyncClient, app: Application) -> None:
+    assert "connection" not in (await client.get("/items/1")).headers
+    app.runtime.readiness.draining.set()
+    for path in ("/items/1", "/nowhere", "/bug"):
+        assert (await client.get(path)).headers["connection"] == "close"
+
+
 async def test_metrics_count_requests_by_route_not_by_path(client: httpx2.AsyncClient) -> None:
     await client.get("/items/1")
     await client.get("/items/2")

@@ -28,6 +28,7 @@ PROGRAM = textwrap.dedent(
     from fastapi import APIRouter
     from pydantic_settings import SettingsConfigDict
     from shared.app import Opened, build
+    from shared.errors import CannotStart
     from shared.serve import main
     from shared.settings import Settings
 
@@ -45,6 +46,10 @@ PROGRAM = textwrap.dedent(
 
     @asynccontextmanager
     async def resources(settings, runtime):
+        if settings.replica == "refused":
+            raise CannotStart("the seal is another one")
+        if settings.replica == "broken":
+            raise RuntimeError("a bug at the start")
         yield Opened(None)
 
     main(DemoSettings, lambda settings: build(settings, routers=[router], resources=resources, title="Demo"))
@@ -195,3 +200,20 @@ def test_a_taken_port_is_one_line_and_exit_1(program: Path) -> None:
     (line,) = [json.loads(text) for text in out.splitlines()]
     assert line["event"] == "start_failed"
     assert "Address already in use" in line["reason"]
+
+
+def test_a_refused_start_is_one_sentence_without_a_traceback(program: Path) -> None:
+    process = start(program, 0, RH_DEMO_REPLICA="refused")
+    out, _ = process.communicate(timeout=15)
+    assert process.returncode == 78
+    (line,) = [found for text in out.splitlines() if (found := json.loads(text))["event"] == "start_failed"]
+    assert line["reason"] == "the seal is another one"
+    assert b"Traceback" not in out
+
+
+def test_a_bug_at_the_start_is_told_once_and_whole(program: Path) -> None:
+    process = start(program, 0, RH_DEMO_REPLICA="broken")
+    out, _ = process.communicate(timeout=15)
+    assert process.returncode == 1
+    assert out.count(b"a bug at the start") == 1
+    assert b"resources" in out

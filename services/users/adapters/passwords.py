@@ -24,9 +24,16 @@ class Argon2Passwords:
     """A PasswordHasher. 19 MiB, two passes and one lane are OWASP's minimum profile: about 20 ms a hash."""
 
     def __init__(
-        self, *, memory_kib: int = 19_456, passes: int = 2, threads: int = 0, queue_max: int = QUEUE_MAX
+        self,
+        *,
+        memory_kib: int = 19_456,
+        passes: int = 2,
+        threads: int = 0,
+        queue_max: int = QUEUE_MAX,
+        on_use: Callable[[], None] = lambda: None,
     ) -> None:
         """`threads` 0 takes one a core. Makes the decoy, so it blocks for one hash: call it at start."""
+        self._on_use = on_use
         self._argon2 = Argon2(time_cost=passes, memory_cost=memory_kib, parallelism=1)
         threads = threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="argon2")
@@ -51,6 +58,7 @@ class Argon2Passwords:
     async def _run(self, work: Callable[[], T]) -> T:
         if not self._places.acquire(blocking=False):
             raise Unavailable("too many log-ins at once", retry_after_s=1.0, code="hashing_busy")
+        self._on_use()
         future: Future[T] = self._pool.submit(work)
         # A caller who goes away frees its place when its work has run or is taken back, not before: the CPU is still busy.
         future.add_done_callback(lambda _: self._places.release())

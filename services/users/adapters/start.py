@@ -1,13 +1,11 @@
 """Why the service cannot start: reasons for whoever operates it, in one sentence each."""
 
-
-class StartRefused(Exception):
-    """Starting again will not help until something is changed; the text says what."""
+from shared.errors import CannotStart
 
 
-class StoreError(StartRefused):
+class StoreError(CannotStart):
     """The store cannot be used."""
 
 
-class KeySealError(StartRefused):
+class KeySealError(CannotStart):
     """The seal does not open a stored key."""

@@ -11,7 +11,7 @@ SNAPSHOT = Path(__file__).parents[1] / "openapi.json"
 
 def test_the_snapshot_is_the_live_document(make_settings):
     live = create(make_settings()).fastapi.openapi()
-    if os.environ.get("ROUNDHOUSE_RENEW_OPENAPI"):
+    if os.environ.get("ROUNDHOUSE_RENEW"):
         SNAPSHOT.write_text(json.dumps(live, indent=2, sort_keys=True) + "\n")
 
     assert json.loads(SNAPSHOT.read_text()) == json.loads(json.dumps(live)), (
