@@ -51,6 +51,7 @@ def create(settings: HealthSettings, *, keys: KeySource | None = None) -> Applic
             board.keep([probe.target for probe in probes()])
             StateMetrics(runtime.metrics, known)
             runtime.tasks.start("endpoints", endpoints.watch)
+            endpoints.on_change.append(rounds.wake)
             runtime.tasks.start("probes", rounds.run)
             source = keys or http.JwksOverHttp(calls, endpoints, "users", "/.well-known/jwks.json")
             yield Opened(Parts(TokenVerifier(source), known, is_open=not settings.is_production))

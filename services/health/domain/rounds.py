@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import structlog
@@ -37,6 +38,7 @@ class Rounds:
         self._every_s = every_s
         self._timeout_s = timeout_s
         self._turns = asyncio.Semaphore(AT_ONCE_MAX)
+        self._woken = asyncio.Event()
         self._log = structlog.get_logger()
 
     async def run(self) -> None:
@@ -46,7 +48,14 @@ class Rounds:
             is_well = await self.once()
             every_s = self._every_s * (1.0 if is_well else TROUBLE_PART)
             pause_s = every_s * random.uniform(1 - JITTER, 1 + JITTER) - (time.monotonic() - started)
-            await asyncio.sleep(max(0.0, pause_s))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, pause_s)):
+                    await self._woken.wait()
+            self._woken.clear()
+
+    def wake(self) -> None:
+        """Begin the next round at once, as when the replicas are others now."""
+        self._woken.set()
 
     async def once(self) -> bool:
         """Ask every probe once, all at the same time; return whether all are well."""

@@ -76,3 +76,23 @@ async def test_rounds_go_on_until_cancelled_and_see_new_targets() -> None:
             await asyncio.sleep(0)
         running.cancel()
     assert errors_of(board) == {"first": "", "second": ""}
+
+
+async def test_a_wake_begins_the_next_round_at_once() -> None:
+    board = Board()
+    probe = Fake("p")
+    rounds = Rounds(lambda: [probe], board, every_s=3600, timeout_s=5)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(rounds.run())
+        async with asyncio.timeout(5):
+            while probe.asked < 1:
+                await asyncio.sleep(0)
+            rounds.wake()
+            while probe.asked < 2:
+                await asyncio.sleep(0)
+        running.cancel()
+
+
+async def test_a_round_says_whether_all_are_well() -> None:
+    assert await rounds_of([Fake("good")], Board()).once()
+    assert not await rounds_of([Fake("good"), Fake("bad", ProbeFailed("refused"))], Board()).once()
