@@ -149,7 +149,7 @@ def welcome(url: str, checkout: Path) -> str:
     dev = "dev" if Path.cwd() == checkout else shlex.quote(str(checkout / "dev"))
     return "\n".join(
         (
-            f"Gateway {url}   Docs {url}/docs   Health {url}/health/detailed",
+            f"Gateway {url}   Health {url}/health/detailed",
             "Try it:",
             f"  curl -s -H \"Authorization: Bearer $(python3 {dev} token)\" -H 'content-type: application/json' "
             f"-d '{{\"n\":20000}}' {url}/cpu-intensive",

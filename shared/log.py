@@ -133,7 +133,7 @@ def set_up(*, service: str, replica: str, level: str) -> None:
     root.handlers = [_Library()]
     root.setLevel(max(getattr(logging, level), logging.INFO))
     # Each of these tells every request or every retry on INFO; what matters of it is in our own lines.
-    for noisy in ("uvicorn.access", "httpx2", "httpcore2", "asyncio", "asyncpg", "nats"):
+    for noisy in ("uvicorn.access", "uvicorn.error", "httpx2", "httpcore2", "asyncio", "asyncpg", "nats"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
