@@ -5,6 +5,7 @@ import contextlib
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -63,7 +64,8 @@ def config_of(app: Application) -> uvicorn.Config:
         # Forwarding headers are the gateway's to judge; uvicorn would believe any neighbour on the host.
         proxy_headers=False,
         http="httptools",
-        ws="websockets-sansio",
+        # Only services that speak WebSocket have the package; the others must start without it.
+        ws="websockets-sansio" if find_spec("websockets") else "none",
         ws_max_size=WEBSOCKET_MESSAGE_BYTES_MAX,
         # Off: compression costs 1.8 times the CPU a message and 34 KiB a connection.
         ws_per_message_deflate=False,

@@ -16,6 +16,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 SECRET_FILE_BYTES_MAX = 64 * 1024
 
+EXAMPLE_MARK = "example-only"
+"""In every secret of `.env.example`: public, so good for a trial and nothing else."""
+
 
 class SettingsError(Exception):
     """The environment does not describe a service that can start; the text says which variable and why, without its value."""
@@ -125,7 +128,7 @@ def load(settings: type[S], environ: Mapping[str, str] | None = None) -> S:
     """Read the settings from the process's environment.
 
     Raises SettingsError for an unknown `RH_` variable (pydantic's `extra` does not see the environment), for a value that
-    does not fit, and for `memory://` in production, where a second replica would not share it.
+    does not fit, and for what production refuses: `memory://`, which a second replica would not share, and example secrets.
     """
     names = {variable_of(settings, name, field) for name, field in settings.model_fields.items()}
     known = names | {f"{name}_FILE" for name in names}
@@ -136,11 +139,19 @@ def load(settings: type[S], environ: Mapping[str, str] | None = None) -> S:
         found = settings()
     except ValidationError as error:
         raise SettingsError(_sentence(settings, error)) from None
-    for name, value in found:
-        if found.is_production and isinstance(value, SecretStr) and value.get_secret_value().startswith("memory://"):
-            variable = variable_of(settings, name, settings.model_fields[name])
-            raise SettingsError(f"{variable} is memory://, which production refuses: give the address of a real server")
+    if found.is_production:
+        for name, value in found:
+            if isinstance(value, SecretStr) and (reason := _unfit_for_production(value.get_secret_value())):
+                raise SettingsError(f"{variable_of(settings, name, settings.model_fields[name])} {reason}")
     return found
+
+
+def _unfit_for_production(secret: str) -> str:
+    if secret.startswith("memory://"):
+        return "is memory://, which production refuses: give the address of a real server"
+    if EXAMPLE_MARK in secret:
+        return "holds a secret of the example file, which production refuses: make one of your own"
+    return ""
 
 
 def _sentence(settings: type[Settings], error: ValidationError) -> str:

@@ -217,3 +217,14 @@ def test_a_bug_at_the_start_is_told_once_and_whole(program: Path) -> None:
     assert process.returncode == 1
     assert out.count(b"a bug at the start") == 1
     assert b"resources" in out
+
+
+def test_a_service_that_speaks_no_websocket_starts_without_the_package(program: Path) -> None:
+    # None in sys.modules is how Python is told that a module cannot be imported.
+    program.write_text(PROGRAM.replace("import sys\n", 'import sys\nsys.modules["websockets"] = None\n', 1))
+    port = free_port()
+    process = start(program, port)
+    until(lambda: state_of(port) == "ready")
+    process.terminate()
+    process.communicate(timeout=15)
+    assert process.returncode == 0

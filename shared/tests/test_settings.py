@@ -77,6 +77,22 @@ def test_unreadable_file_twin_names_the_variable(monkeypatch: pytest.MonkeyPatch
         load(DemoSettings)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("RH_DEMO_SEAL", "example-only-seal"), ("RH_DEMO_NATS_URL", "nats://u:example-only-nats@host:4222")],
+)
+def test_production_refuses_the_secrets_of_the_example_file(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv("RH_DEMO_NATS_URL", "nats://u:hunter2@host:4222")
+    monkeypatch.setenv(variable, value)
+    load(DemoSettings)
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    with pytest.raises(SettingsError, match=f"{variable} .*make one of your own") as caught:
+        load(DemoSettings)
+    assert "example-only" not in str(caught.value)
+
+
 def test_production_refuses_memory_stores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENVIRONMENT", "production")
     with pytest.raises(SettingsError, match=r"RH_DEMO_NATS_URL.*memory://"):
