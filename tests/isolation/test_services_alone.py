@@ -2,10 +2,14 @@
 
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
+import httpx2
 import pytest
+
+from tests.fleet import until
 
 ROOT = Path(__file__).parents[2]
 SERVICES = sorted(path.name for path in (ROOT / "services").iterdir() if (path / "pyproject.toml").exists())
@@ -43,6 +47,31 @@ def run(*command: str, cwd: Path, timeout_s: int, **environment: str) -> None:
     assert done.returncode == 0, f"{' '.join(command)[:200]}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
 
 
+def starts_and_stops(python: str, service: str, tree: Path) -> None:
+    """Run the service with nothing but its own dependencies until it answers, then drain it."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    environment = {"PATH": os.environ["PATH"], f"RH_{service.upper()}_PORT": str(port)}
+    process = subprocess.Popen([python, "-m", f"services.{service}"], cwd=tree, env=environment, stdout=subprocess.PIPE)
+
+    def answers() -> bool:
+        assert process.poll() is None, f"{service} ended {process.returncode}"
+        try:
+            return httpx2.get(f"http://127.0.0.1:{port}/live", timeout=2).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    try:
+        until(answers, f"{service} alive", 30)
+        process.terminate()
+        process.communicate(timeout=20)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(INSTALL_TIMEOUT_S + TESTS_TIMEOUT_S)
 @pytest.mark.parametrize("service", SERVICES)
@@ -63,6 +92,8 @@ def test_a_service_passes_its_tests_alone(
     needs = f"services/{service}/pyproject.toml"
     run(*install, "-r", needs, "-c", str(ROOT / "requirements.lock"), cwd=tree, timeout_s=INSTALL_TIMEOUT_S)
     run(python, "-c", IMPORT_ALL, f"services/{service}", cwd=tree, timeout_s=60)
+
+    starts_and_stops(python, service, tree)
 
     lock = str(ROOT / "requirements-dev.lock")
     tools = tmp_path / "pyproject.toml"
