@@ -21,10 +21,11 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --python /venv --compile-bytecode --require-hashes -r pyproject.toml -c requirements.lock
 WORKDIR /app
 COPY deploy/image/probe.py ./
-COPY services/__init__.py services/
 COPY shared shared
-COPY services/${SERVICE} services/${SERVICE}
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
+COPY services/__init__.py services/
+COPY services/${SERVICE} services/${SERVICE}
+RUN python -m compileall -q --invalidation-mode unchecked-hash services
 
 FROM scratch
 ARG SERVICE

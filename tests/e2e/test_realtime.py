@@ -52,7 +52,9 @@ async def two_replicas(
     """Two connections on different replicas, or on one where the fleet has only one."""
 
     async def open_one(account: Account) -> tuple[ClientConnection, str]:
-        socket = await connect(f"{fleet.websocket_url}/ws/chat", additional_headers=account.headers, proxy=None)
+        # Without a bound: a connection that nobody reads stops at 16 frames and then takes 10 s to close.
+        options = {"additional_headers": account.headers, "proxy": None, "max_queue": None}
+        socket = await connect(f"{fleet.websocket_url}/ws/chat", **options)
         return socket, (await until(socket, lambda frame: frame["type"] == "welcome"))["replica"]
 
     opened: list[ClientConnection] = []
