@@ -11,6 +11,15 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
+import structlog
+
+# What a test logs goes to the terminal of a failure: without the library's drawn tracebacks, which cost half a second each.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 SERVERS = {
     "nats": ("NATS_URL", "ROUNDHOUSE_TEST_NATS_URL"),

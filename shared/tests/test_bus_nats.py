@@ -99,6 +99,7 @@ async def test_what_awaits_an_answer_fails_when_the_connection_breaks(server: Na
             await request
 
 
+@pytest.mark.slow
 async def test_a_silent_server_is_given_up_and_taken_again(server: NatsProcess, bus: Bus) -> None:
     collector = Collector()
     await bus.subscribe("a", collector)

@@ -17,6 +17,8 @@ from shared.app import Application, Opened, Runtime, build
 from shared.settings import Settings
 from shared.testing.client import running
 
+pytestmark = pytest.mark.slow  # the exporter sends once a second
+
 SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NOT_SAMPLED = "00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
 

@@ -22,6 +22,8 @@ from shared import context
 from shared.deadline import Deadline
 from shared.errors import DeadlineExceeded, Unavailable
 
+pytestmark = pytest.mark.slow  # real processes and their deaths
+
 SLOTS = 2
 
 

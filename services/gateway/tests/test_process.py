@@ -15,6 +15,8 @@ from services.gateway.tests.rig import ROUTES, write_endpoints
 from services.gateway.tests.scripted import WAIT_S, Message, Wire, answer
 from shared.serve import listen
 
+pytestmark = pytest.mark.slow  # real processes
+
 ROOT = Path(__file__).parents[3]
 
 

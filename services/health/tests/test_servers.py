@@ -20,6 +20,8 @@ from services.health.tests.servers import Answer, serving
 from shared.cache.connect import connect as connect_cache
 from shared.testing.processes import NatsProcess, RedisProcess, ServerProcess
 
+pytestmark = pytest.mark.slow  # servers are paused until they count as down
+
 
 class Closable(Protocol):
     async def check(self) -> None: ...

@@ -15,6 +15,8 @@ from shared.ids import new_id
 from shared.testing.processes import NatsProcess
 from shared.testing.tokens import TokenMint
 
+pytestmark = pytest.mark.slow  # deadlines and outages take seconds
+
 Pair = tuple[Replica, Replica]
 
 

@@ -3,11 +3,14 @@
 import json
 
 import httpx2
+import pytest
 
 from services.realtime.domain.channels import LOG
 from services.realtime.tests.conftest import Chatter, Replica, Start, eventually, starter
 from shared.ids import new_id
 from shared.testing.tokens import TokenMint
+
+pytestmark = pytest.mark.slow  # the pulse ticks every 2 s
 
 Pair = tuple[Replica, Replica]
 
