@@ -1,0 +1,165 @@
+"""The fleet in containers, under traffic: scaled, killed from within, cut off its servers, taken down and up again."""
+
+import asyncio
+import os
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+
+from tests.compose.load import CALLERS, Tally, during
+from tests.compose.stack import ROOT, SERVICES, Stack, inspect, ok, run
+from tests.fleet import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+PATHS = ("/users?limit=1", "/live")
+SPREAD_S = 5
+RECOVERY_S = {"postgres": 25, "nats": 20}
+PASSWORD = "long enough 1"
+KILL = "import os; os.kill(-1, 9)"
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(base_url=stack.url, timeout=15, trust_env=False) as found:
+        yield found
+
+
+async def register(client: httpx2.AsyncClient) -> tuple[str, str]:
+    """Return name and id of a new user."""
+    name = f"c{secrets.token_hex(6)}"
+    body = {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
+    response = await client.post("/users", json=body)
+    assert response.status_code == 201, response.text
+    return name, response.json()["id"]
+
+
+async def sign_in(client: httpx2.AsyncClient, name: str) -> httpx2.Response:
+    return await client.post("/auth/token", data={"username": name, "password": PASSWORD})
+
+
+def test_e2e_passes_through_compose(stack: Stack) -> None:
+    environment = {**os.environ, "ROUNDHOUSE_URL": stack.url, "ROUNDHOUSE_ADMIN_PASSWORD": stack.admin_password}
+    done = subprocess.run(
+        (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/e2e"),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 100
+
+
+def test_the_limits_are_in_force(stack: Stack) -> None:
+    for service in SERVICES:
+        host = inspect(stack.ids(service)[0])
+        assert host["Config"]["User"] == "10001:10001"
+        assert host["HostConfig"]["ReadonlyRootfs"]
+        assert min(host["HostConfig"][name] for name in ("Memory", "NanoCpus", "PidsLimit")) > 0
+        attempt = "open('/app/x', 'w')"
+        refused = run(*stack.command("exec", "-T", service, "python", "-S", "-c", attempt))
+        assert "Read-only file system" in refused.stderr
+        assert run(*stack.command("exec", "-T", service, "sh", "-c", "true")).returncode != 0
+
+
+def test_the_gateway_cannot_reach_the_stores(stack: Stack) -> None:
+    attempt = "import socket; socket.create_connection(('{}', {}), 3)"
+    for name, port in (("postgres", 5432), ("nats", 4222), ("valkey", 6379)):
+        from_users = run(*stack.command("exec", "-T", "users", "python", "-S", "-c", attempt.format(name, port)))
+        assert from_users.returncode == 0, from_users.stderr
+        from_gateway = run(*stack.command("exec", "-T", "gateway", "python", "-S", "-c", attempt.format(name, port)))
+        assert "gaierror" in from_gateway.stderr
+
+
+async def test_scaling_under_traffic_loses_no_request_and_a_new_replica_gets_its_share(stack: Stack) -> None:
+    tallies = {path: Tally() for path in PATHS}
+    headers = {"Authorization": f"Bearer {stack.admin_token()}"}
+
+    async def scale() -> None:
+        await asyncio.to_thread(stack.scale, "users", 3)
+        newest = (await asyncio.to_thread(stack.ids, "users"))[-1]
+        has_answered: Callable[[], bool] = lambda: '"route":"/users"' in ok("docker", "logs", newest)  # noqa: E731
+        await asyncio.to_thread(until, has_answered, "the new replica answers requests", SPREAD_S)
+        for count in (1, 2):
+            await asyncio.to_thread(stack.scale, "users", count)
+
+    await during(stack.url, headers, tallies, scale)
+    assert {path: tally.problems for path, tally in tallies.items()} == {path: [] for path in PATHS}
+
+
+@pytest.mark.parametrize("name", ["users", "realtime", "compute", "health", "gateway", "valkey", "nats", "postgres"])
+async def test_a_process_killed_in_its_container_comes_back(stack: Stack, name: str) -> None:
+    container = stack.ids(name)[0]
+    restarts = inspect(container)["RestartCount"]
+    tally = Tally()
+    headers = {"Authorization": f"Bearer {stack.admin_token()}"}
+    kill = ("python", "-S", "-c", KILL) if name in SERVICES else ("sh", "-c", "kill -9 -1")
+    user = ("-u", "postgres") if name == "postgres" else ()
+
+    def is_back() -> bool:
+        found = inspect(container)
+        return found["RestartCount"] > restarts and found["State"]["Health"]["Status"] == "healthy"
+
+    async def work() -> None:
+        await asyncio.to_thread(run, "docker", "exec", *user, container, *kill)
+        await asyncio.to_thread(until, is_back, f"{name} is healthy again", RECOVERY_S.get(name, 15))
+        await asyncio.to_thread(stack.until_state, "up", 15)
+
+    await during(stack.url, headers, {"/users?limit=1": tally}, work)
+    # One of two replicas dies: what was in flight there, at most one call of each caller. The gateway and PostgreSQL are needed
+    # by every call; nobody else is needed by any.
+    if name not in ("gateway", "postgres"):
+        assert tally.failed <= (CALLERS if name == "users" else 0), f"{tally.statuses} {tally.problems[:5]}"
+
+
+@asynccontextmanager
+async def cut(stack: Stack, name: str) -> AsyncIterator[None]:
+    """Pull a server's network cable, and plug it in again at the end."""
+    container, network = stack.ids(name)[0], f"{stack.project}_stores"
+    await asyncio.to_thread(ok, "docker", "network", "disconnect", network, container)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(ok, "docker", "network", "connect", "--alias", name, network, container)
+
+
+async def test_without_valkey_the_fleet_is_degraded_and_goes_on(stack: Stack, client: httpx2.AsyncClient) -> None:
+    async with cut(stack, "valkey"):
+        await asyncio.to_thread(stack.until_state, "degraded", 15)
+        name, _ = await register(client)
+        assert (await sign_in(client, name)).status_code == 200
+    await asyncio.to_thread(stack.until_state, "up", 20)
+
+
+async def test_without_nats_users_are_kept_and_told_of_later(stack: Stack, client: httpx2.AsyncClient) -> None:
+    async with cut(stack, "nats"):
+        await asyncio.to_thread(stack.until_state, "down", 15)
+        name, user_id = await register(client)
+        assert (await sign_in(client, name)).status_code == 200
+    await asyncio.to_thread(stack.until_state, "up", 30)
+    heard = re.compile(rf'"user":"{user_id}".*"event":"audit"')
+    told: Callable[[], bool] = lambda: bool(heard.search(stack.compose("logs", "--no-color", "realtime")))  # noqa: E731
+    await asyncio.to_thread(until, told, "realtime hears of the new user", 20)
+
+
+async def test_data_survive_down_and_up(stack: Stack, client: httpx2.AsyncClient) -> None:
+    name, user_id = await register(client)
+    token = (await sign_in(client, name)).json()["access_token"]
+
+    await asyncio.to_thread(stack.compose, "down")
+    await asyncio.to_thread(stack.up)
+    await asyncio.to_thread(stack.until_state, "up")
+
+    me = await client.get("/auth/me", headers={"Authorization": f"Bearer {token}"})
+    assert (me.status_code, me.json().get("id")) == (200, user_id)
+    assert (await sign_in(client, name)).status_code == 200
