@@ -55,7 +55,7 @@ async def test_a_token_is_verified_once_and_keys_are_fetched_once(mint: TokenMin
         {"role": 5},
         {"nbf": int(time.time()) + 3600},
     ],
-    ids=str,
+    ids=lambda claims: "-".join(claims),
 )
 async def test_a_wrong_claim_is_401(mint: TokenMint, verifier: TokenVerifier, claims: dict[str, Any]) -> None:
     with pytest.raises(Unauthorized):
