@@ -38,7 +38,7 @@ def engine() -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stack(engine: None) -> Iterator[Stack]:
     """The fleet with two replicas of users and realtime, as the e2e tests have it on one machine."""
     with own_stack() as found:

@@ -63,7 +63,7 @@ class Stack:
     project: str
     env_file: Path
     port: int
-    admin_password: str
+    admin_password: str = field(repr=False)
     tree: Path = ROOT
     tag: str = ""
     tags: set[str] = field(default_factory=set)
