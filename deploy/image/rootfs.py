@@ -16,9 +16,10 @@ from py_compile import PycInvalidationMode
 WORKERS_OF_ALL_CPUS = 0
 
 STDLIB_LEFT_OUT = (
-    "__pycache__", "config-*", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test", "tests",
-    "tkinter", "turtledemo",
+    "__pycache__", "_test*.so", "_tkinter*.so", "config-*", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data",
+    "site-packages", "test", "tests", "tkinter", "turtledemo",
 )  # fmt: skip
+"""What no service needs; slim images have no libraries for _tkinter, either."""
 
 LIBRARIES_OF_WHEELS = (
     "libstdc++.so.6",

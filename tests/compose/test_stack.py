@@ -153,10 +153,14 @@ async def test_without_nats_users_are_kept_and_told_of_later(stack: Stack, clien
     await asyncio.to_thread(until, told, "realtime hears of the new user", 20)
 
 
-async def test_data_survive_down_and_up(stack: Stack, client: httpx2.AsyncClient) -> None:
+async def test_everything_ends_by_itself_and_data_survive_down_and_up(stack: Stack, client: httpx2.AsyncClient) -> None:
     name, user_id = await register(client)
     token = (await sign_in(client, name)).json()["access_token"]
 
+    await asyncio.to_thread(stack.compose, "stop")
+    stopped = (await asyncio.to_thread(stack.compose, "ps", "-aq")).split()
+    ends = {str(found["Name"]): found["State"]["ExitCode"] for found in map(inspect, stopped)}
+    assert set(ends.values()) == {0}, f"not all ended by themselves: {ends}"
     await asyncio.to_thread(stack.compose, "down")
     await asyncio.to_thread(stack.up)
     await asyncio.to_thread(stack.until_state, "up")
