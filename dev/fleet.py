@@ -67,8 +67,16 @@ FLEET = Fleet(
         ),
         Service("realtime", "services.realtime", needs=("nats",)),
         Service("compute", "services.compute"),
+        # dev new: services
         Service("health", "services.health", needs=("nats", "valkey", "postgres")),
         Service("gateway", "services.gateway", public=True),
     ),
-    stop_order=("gateway", "realtime", "compute", "users", "health"),
+    stop_order=(
+        "gateway",
+        "realtime",
+        "compute",
+        # dev new: stop_order
+        "users",
+        "health",
+    ),
 )

@@ -6,9 +6,14 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+from dev.fleet import FLEET
 from dev.process import start_time
 
-ROWS = ["nats", "valkey", "postgres", "users-1", "realtime-1", "compute-1", "health-1", "gateway"]
+# The whole status table, one replica of each.
+ROWS = [
+    *(server.name for server in FLEET.infra),
+    *(service.name if service.public else f"{service.name}-1" for service in FLEET.services),
+]
 
 
 def until(holds: Callable[[], Any], within_s: float = 20.0) -> Any:

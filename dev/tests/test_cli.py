@@ -37,13 +37,13 @@ def test_a_taken_port_is_one_sentence_with_the_holder_and_the_fix(checkout: Chec
 @pytest.mark.parametrize(
     ("words", "env", "said"),
     [
-        (["--replicas", "orders=2"], {}, "no service: one of users, realtime"),
+        (["--replicas", "no-such=2"], {}, "no service: one of users, realtime"),
         (["--replicas", "users=many"], {}, "not SERVICE=COUNT"),
         (["--ephemeral", "--data-dir", "/tmp/x"], {}, "choose one"),
         ([], {"NATS_URL": "nats//nope"}, "NATS_URL is malformed"),
         ([], {"DATABASE_URL": "postgresql://h:notaport/x"}, "DATABASE_URL is malformed"),
         ([], {"ENVIRONMENT": "prod"}, "ENVIRONMENT is 'prod': set it to one of development, test, production"),
-        ([], {"RH_USER_X": "1"}, "RH_USER_X belongs to no service"),
+        ([], {"RH_NO_SUCH_X": "1"}, "RH_NO_SUCH_X belongs to no service"),
         ([], {"RH_USERS_PORT": "1"}, "RH_USERS_PORT is the runner's own"),
         (["--data-dir", "/dev/null/x"], {}, "cannot be used (Not a directory)"),
     ],
@@ -165,7 +165,7 @@ def test_restart_and_scale_change_the_running_fleet(checkout: Checkout) -> None:
     assert row(after, "users-1")["pid"] != row(before, "users-1")["pid"]
     assert row(after, "nats")["pid"] != row(before, "nats")["pid"]
     assert row(after, "nats")["url"] == row(before, "nats")["url"]
-    assert "one of nats" in checkout.dev("restart", "orders", expect=1).stderr
+    assert "one of nats" in checkout.dev("restart", "no-such", expect=1).stderr
 
 
 @pytest.mark.slow

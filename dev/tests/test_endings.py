@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dev.fleet import FLEET
 from dev.process import marked_pids, start_time
 from dev.state import Home, read_record
 from dev.tests.conftest import Checkout
@@ -105,8 +106,9 @@ def test_a_foreground_fleet_stops_in_order_on_a_signal(checkout: Checkout, numbe
 
     assert all_gone(pids)
     stopped = [line.split()[1] for line in lines if " stopped" in line]
-    assert stopped[:5] == ["gateway", "realtime-1", "compute-1", "users-1", "health-1"]
-    assert sorted(stopped[5:]) == ["nats", "postgres", "valkey"]
+    services = len(FLEET.stop_order)
+    assert stopped[:services] == [name if name == "gateway" else f"{name}-1" for name in FLEET.stop_order]
+    assert sorted(stopped[services:]) == ["nats", "postgres", "valkey"]
     assert any("waits for: " in line and "users-1" in line for line in lines)
 
 

@@ -15,11 +15,10 @@ def test_the_stop_order_names_each_service_once_and_the_public_one_first() -> No
     assert FLEET.stop_order[0] == FLEET.public.name == "gateway"
 
 
+def test_the_five_that_everything_rests_on_are_there() -> None:
+    assert {"gateway", "users", "realtime", "compute", "health"} <= {service.name for service in FLEET.services}
+
+
 def test_settings_prefixes_follow_the_names() -> None:
-    assert [service.prefix for service in FLEET.services] == [
-        "RH_USERS_",
-        "RH_REALTIME_",
-        "RH_COMPUTE_",
-        "RH_HEALTH_",
-        "RH_GATEWAY_",
-    ]
+    for service in FLEET.services:
+        assert service.prefix == f"RH_{service.name.upper()}_"

@@ -151,6 +151,12 @@ def _route(number: int, row: object) -> Route:
         raise RouteTableError(f"{name[:120]}: {'; '.join(faults)}") from None
 
 
+_ADDED: tuple[Route, ...] = (
+    # dev new: routes
+)
+"""Of the services that a team has added."""
+
+
 def default_routes(*, is_production: bool, body_bytes_max: int = BODY_BYTES_MAX) -> RouteTable:
     """Return the platform's own table, every route with the same limit on bodies."""
     detailed: Auth = "signed_in" if is_production else "public"
@@ -178,5 +184,6 @@ def default_routes(*, is_production: bool, body_bytes_max: int = BODY_BYTES_MAX)
         Route(path="/blocking-demo", service="compute", methods=("GET",), auth="signed_in"),
         Route(path="/health", service="health", methods=_READ, auth="public", timeout_s=5),
         Route(path="/health/detailed", service="health", methods=_READ, auth=detailed, timeout_s=5),
+        *_ADDED,
     )
     return RouteTable(route.model_copy(update={"body_bytes_max": body_bytes_max}) for route in routes)

@@ -7,6 +7,15 @@ from pydantic_settings import SettingsConfigDict
 
 from shared.settings import DatabaseUrl, NatsUrl, RedisUrl, Settings
 
+EXPECTED = (
+    "gateway",
+    "users",
+    "realtime",
+    "compute",
+    # dev new: expected
+)
+"""The fleet but for health itself."""
+
 
 class HealthSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="RH_HEALTH_")
@@ -16,7 +25,7 @@ class HealthSettings(Settings):
     redis_url: RedisUrl | None = Field(None, validation_alias="REDIS_URL")
     database_url: DatabaseUrl | None = Field(None, validation_alias="DATABASE_URL")
     services: str = Field(
-        "gateway,users,realtime,compute",
+        ",".join(EXPECTED),
         pattern=r"^([a-z][a-z0-9-]{0,31}(,[a-z][a-z0-9-]{0,31})*)?$",
         description="services that the fleet must have, separated by commas; one without a replica is down",
     )
