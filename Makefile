@@ -5,7 +5,7 @@ LOCKED := shared/pyproject.toml $(sort $(wildcard services/*/pyproject.toml)) de
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 CODE := shared services dev tests conftest.py
 
-.PHONY: help up setup check lint format types contracts unit test test-all demo fmt lock
+.PHONY: help up setup check lint format types contracts unit test test-all e2e-compose charts demo fmt lock
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -38,9 +38,15 @@ unit:
 test: setup lint  ## everything that needs no Docker: lint, unit, contract, isolation, e2e, one pass of each fault; <= 15 min
 	@$(BIN)/python -m pytest -q
 
-test-all: test  ## test, and each fault twice more
+test-all: test e2e-compose charts  ## test, the containers, the chart, and each fault twice more
 	@$(BIN)/python -m pytest -q tests/chaos tests/e2e
 	@$(BIN)/python -m pytest -q tests/chaos tests/e2e
+
+e2e-compose: setup  ## the e2e suite, kills, cuts and an upgrade on the fleet in containers; skipped where no engine answers
+	@$(BIN)/python -m pytest -q tests/compose
+
+charts: setup  ## the Helm chart: lint, schemas, invariants, autoscalers; skipped where helm is missing
+	@$(BIN)/python -m pytest -q tests/charts
 
 demo: setup  ## a tour through the gateway URL; non-zero on any failure
 	@$(BIN)/python -m dev.demo

@@ -91,6 +91,8 @@ LANES = {
     "tests/isolation": "isolation",
     "tests/e2e": "e2e",
     "tests/chaos": "chaos",
+    "tests/charts": "charts",
+    "tests/compose": "compose",
 }
 
 
