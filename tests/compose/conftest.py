@@ -1,7 +1,7 @@
 """The compose lane: runs where its folder is named and a Docker engine answers; else one line says why not."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,18 @@ def engine() -> None:
         run(str(STANDINS / "build"), *public_images(), timeout_s=STANDINS_TIMEOUT_S)
     if reason := why_no_engine():
         pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the containers said where a test fails: they are gone when somebody reads about it."""
+    report = yield
+    stack = getattr(item, "funcargs", {}).get("stack") or getattr(item, "funcargs", {}).get("old_stack")
+    if isinstance(stack, Stack) and report.when == "call" and report.failed:
+        report.sections.append(("containers", stack.shown()))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -89,11 +89,12 @@ class Stack:
         """Start what is named and wait until it is healthy; where that fails, show what the containers said."""
         done = run(*self.command("up", "-d", "--wait", "--wait-timeout", "120", *arguments))
         if done.returncode != 0:
-            shown = [
-                run(*self.command(*verb)).stdout
-                for verb in (("ps", "-a"), ("logs", "--no-color", "-n", str(LOG_LINES)))
-            ]
-            raise AssertionError(f"up failed\n{done.stderr[-3000:]}\n" + "\n".join(shown)[-12000:])
+            raise AssertionError(f"up failed\n{done.stderr[-3000:]}\n{self.shown()}")
+
+    def shown(self) -> str:
+        """Return the containers' states and the last lines that each wrote."""
+        verbs = (("ps", "-a"), ("logs", "--no-color", "-n", str(LOG_LINES)))
+        return "\n".join(run(*self.command(*verb)).stdout for verb in verbs)[-16_000:]
 
     def scale(self, service: str, count: int, *, recreate: bool = False) -> None:
         """Bring a service to so many replicas, all healthy; those that run stay as they are."""

@@ -19,7 +19,8 @@ from tests.fleet import until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PATHS = ("/users?limit=1", "/live")
 SPREAD_S = 5
-RECOVERY_S = {"postgres": 25, "nats": 20}
+RECOVERY_S = 30
+"""On a quiet machine it takes 1 to 3 s; the bound is for one where much else runs."""
 PASSWORD = "long enough 1"
 KILL = "import os; os.kill(-1, 9)"
 
@@ -113,8 +114,8 @@ async def test_a_process_killed_in_its_container_comes_back(stack: Stack, name: 
 
     async def work() -> None:
         await asyncio.to_thread(run, "docker", "exec", *user, container, *kill)
-        await asyncio.to_thread(until, is_back, f"{name} is healthy again", RECOVERY_S.get(name, 15))
-        await asyncio.to_thread(stack.until_state, "up", 15)
+        await asyncio.to_thread(until, is_back, f"{name} is healthy again", RECOVERY_S)
+        await asyncio.to_thread(stack.until_state, "up", RECOVERY_S)
 
     await during(stack.url, headers, {"/users?limit=1": tally}, work)
     # One of two replicas dies: what was in flight there, at most one call of each caller. The gateway and PostgreSQL are needed
@@ -136,18 +137,18 @@ async def cut(stack: Stack, name: str) -> AsyncIterator[None]:
 
 async def test_without_valkey_the_fleet_is_degraded_and_goes_on(stack: Stack, client: httpx2.AsyncClient) -> None:
     async with cut(stack, "valkey"):
-        await asyncio.to_thread(stack.until_state, "degraded", 15)
+        await asyncio.to_thread(stack.until_state, "degraded", RECOVERY_S)
         name, _ = await register(client)
         assert (await sign_in(client, name)).status_code == 200
-    await asyncio.to_thread(stack.until_state, "up", 20)
+    await asyncio.to_thread(stack.until_state, "up", RECOVERY_S)
 
 
 async def test_without_nats_users_are_kept_and_told_of_later(stack: Stack, client: httpx2.AsyncClient) -> None:
     async with cut(stack, "nats"):
-        await asyncio.to_thread(stack.until_state, "down", 15)
+        await asyncio.to_thread(stack.until_state, "down", RECOVERY_S)
         name, user_id = await register(client)
         assert (await sign_in(client, name)).status_code == 200
-    await asyncio.to_thread(stack.until_state, "up", 30)
+    await asyncio.to_thread(stack.until_state, "up", RECOVERY_S)
     heard = re.compile(rf'"user":"{user_id}".*"event":"audit"')
     told: Callable[[], bool] = lambda: bool(heard.search(stack.compose("logs", "--no-color", "realtime")))  # noqa: E731
     await asyncio.to_thread(until, told, "realtime hears of the new user", 20)

@@ -96,7 +96,7 @@ async def replace_under_load(stack: Stack, headers: dict[str, str], service: str
 
     async def work() -> None:
         await asyncio.to_thread(replace, stack, service)
-        await asyncio.to_thread(stack.until_state, "up", 20)
+        await asyncio.to_thread(stack.until_state, "up", 30)
 
     await during(stack.url, headers, tallies, work)
     for owner, path in PATHS.items():
@@ -109,7 +109,7 @@ async def replace_gateway(stack: Stack, headers: dict[str, str]) -> None:
 
     async def work() -> None:
         await asyncio.to_thread(stack.up, "--no-deps", "gateway")
-        await asyncio.to_thread(stack.until_state, "up", 20)
+        await asyncio.to_thread(stack.until_state, "up", 30)
 
     await during(stack.url, headers, tallies, work)
     for tally in tallies.values():
