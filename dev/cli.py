@@ -20,6 +20,13 @@ from dev.state import Home, leftovers, live_record, read_record, reap
 CHECKOUT = Path(__file__).resolve().parents[1]
 DOWN_TIMEOUT_S = 60.0
 CHANGE_TIMEOUT_S = 300.0
+NEXT_STEPS = """Next
+  make check                  it passes as it is
+  python3 dev up              a fleet that runs already needs `python3 dev down` first
+  curl -s -H "Authorization: Bearer $(python3 dev token)" -H 'Content-Type: application/json' \\
+    -d '{{"text": "call Ada"}}' http://127.0.0.1:8080/{name}
+  python3 dev remove {name}   takes it out again
+docs/add-a-service.md says the rest."""
 
 
 def main(argv: Sequence[str], *, fleet: Fleet = FLEET, checkout: Path = CHECKOUT) -> int:
@@ -152,6 +159,24 @@ def _token(arguments: argparse.Namespace, _fleet: Fleet, checkout: Path) -> int:
     return 0
 
 
+def _new(arguments: argparse.Namespace, fleet: Fleet, checkout: Path) -> int:
+    from dev.new.service import add
+
+    written = add(arguments.name, fleet, checkout)
+    print("\n".join(("Wrote", *(f"  {path}" for path in written))))
+    print(NEXT_STEPS.format(name=arguments.name))
+    return 0
+
+
+def _remove(arguments: argparse.Namespace, fleet: Fleet, checkout: Path) -> int:
+    from dev.new.service import remove
+
+    taken = remove(arguments.name, fleet, checkout, force=arguments.force)
+    print("\n".join((f"Took {arguments.name} out of", *(f"  {path}" for path in taken))))
+    print("A fleet that runs has it until `python3 dev down` and `python3 dev up`.")
+    return 0
+
+
 def _setup(_arguments: argparse.Namespace, _fleet: Fleet, _checkout: Path) -> int:
     return 0  # the bootstrap did the work before this program began
 
@@ -195,6 +220,11 @@ def _parser(fleet: Fleet) -> argparse.ArgumentParser:
     doctor.add_argument("--port", type=_port, default=8080, help="the public port you will use (8080)")
     token = verb("token", _token, "Print an access token of a development user.")
     token.add_argument("--admin", action="store_true", help="of the first admin instead")
+    new = verb("new", _new, "Write a new service into the fleet, compose, the chart and the tests.")
+    new.add_argument("name", metavar="NAME", help="2 to 31 letters a-z and digits: folder, path and host name in one")
+    remove = verb("remove", _remove, "Take a service that was added out of everything again.")
+    remove.add_argument("name", metavar="NAME")
+    remove.add_argument("--force", action="store_true", help="even when work of it is in no commit")
     setup = verb("setup", _setup, "Make .venv from the lock, and nothing else.")
     setup.add_argument("--dev", action="store_true", help="with the tools for working on the house")
     return parser
