@@ -45,7 +45,7 @@ def settings_of(service: Service) -> type[Settings]:
     return next(
         found
         for found in vars(module).values()
-        if isinstance(found, type) and issubclass(found, Settings) and found is not Settings
+        if isinstance(found, type) and issubclass(found, Settings) and found.service == service.name
     )
 
 

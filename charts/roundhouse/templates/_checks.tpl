@@ -12,6 +12,11 @@
 {{- if eq (int $s.port) (int $s.publicPort) -}}
 {{- fail (printf "%s.port and publicPort are both %v: give them different ports" $at $s.port) -}}
 {{- end -}}
+{{- range $name, $_ := $s.env -}}
+{{- if regexMatch "^(RH_|(ENVIRONMENT|LOG_LEVEL|(NATS|REDIS|DATABASE)_URL(_FILE)?)$)" $name -}}
+{{- fail (printf "%s.env.%s is decided elsewhere: settings of the service go into settings without their prefix, the others are environment, logLevel, bundled and external" $at $name) -}}
+{{- end -}}
+{{- end -}}
 {{- if $s.autoscaling.enabled -}}
 {{- include "roundhouse.checkAutoscaling" (dict "at" $at "service" $s) -}}
 {{- end -}}
