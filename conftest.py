@@ -12,6 +12,11 @@ from urllib.parse import urlsplit
 
 import pytest
 import structlog
+from hypothesis import settings
+
+# A busy machine makes an example slow, not wrong.
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
 
 # What a test logs goes to the terminal of a failure: without the library's drawn tracebacks, which cost half a second each.
 structlog.configure(

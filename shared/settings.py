@@ -5,6 +5,7 @@ have no prefix. Every variable X has a twin X_FILE, a file whose stripped conten
 """
 
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -99,7 +100,8 @@ class Settings(BaseSettings):
 
     @property
     def replica_name(self) -> str:
-        return self.replica or self.service
+        # In a container the host's name is the container's: replicas are told apart without being named.
+        return self.replica or f"{self.service}-{socket.gethostname()[:32]}"
 
     @classmethod
     def settings_customise_sources(

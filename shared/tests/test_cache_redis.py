@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.breaker import BreakerConfig, CircuitBreaker, State
+from shared.cache import redis
 from shared.cache.base import Cache, CacheUnavailable
 from shared.cache.connect import connect
 from shared.cache.redis import RedisCache
@@ -17,6 +18,12 @@ from shared.testing.processes import RedisProcess
 
 
 class TestRedisCache(CacheContract):
+    @pytest.fixture(autouse=True)
+    def patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the calls do is tested here, not how fast a busy machine does it; the bounds have tests of their own below."""
+        for bound in ("SOCKET_WAIT_S", "CALL_WAIT_S", "TOTAL_WAIT_S"):
+            monkeypatch.setattr(redis, bound, 5.0)
+
     @pytest.fixture
     async def cache(self, redis_url: str) -> AsyncIterator[Cache]:
         cache = connect(redis_url)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
@@ -14,9 +13,9 @@ import pytest
 
 from tests.e2e.client import sign_in
 from tests.fleet import OwnFleet, is_alive, own_fleet, until
+from tests.load import CALLERS, Tally, during
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-CALLERS = 4
 RECOVERY_S = 10
 
 
@@ -26,59 +25,8 @@ def fleet() -> Iterator[OwnFleet]:
         yield found
 
 
-@dataclass(slots=True)
-class Tally:
-    """What callers in a loop saw: answers by status, and connections that broke (status 0)."""
-
-    statuses: dict[int, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    def count(self, status: int, text: str = "") -> None:
-        self.statuses[status] = self.statuses.get(status, 0) + 1
-        if status != 200:
-            self.problems.append(f"{status} {text[:200]}")
-
-    @property
-    def failed(self) -> int:
-        return sum(count for status, count in self.statuses.items() if status != 200)
-
-
-async def call(url: str, path: str, headers: dict[str, str], tally: Tally, stop: asyncio.Event) -> None:
-    """GET one path again and again on one connection until told to stop."""
-    async with httpx2.AsyncClient(base_url=url, timeout=15, trust_env=False) as client:
-        while not stop.is_set():
-            try:
-                response = await client.get(path, headers=headers)
-            except httpx2.HTTPError as error:
-                tally.count(0, type(error).__name__)
-            else:
-                tally.count(response.status_code, response.text)
-
-
 async def headers_of(fleet: OwnFleet) -> dict[str, str]:
     return {"Authorization": f"Bearer {await asyncio.to_thread(fleet.admin_token)}"}
-
-
-async def during(fleet: OwnFleet, paths: dict[str, Tally], work: "asyncio.Future[None]") -> None:
-    """Keep callers busy on every path while `work` runs, and a little before and after."""
-    headers = await headers_of(fleet)
-    stop = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
-        for path, tally in paths.items():
-            for _ in range(CALLERS):
-                tasks.create_task(call(fleet.url, path, headers, tally, stop))
-        await enough(paths, 20)
-        await work
-        await enough(paths, 50)
-        stop.set()
-
-
-async def enough(paths: dict[str, Tally], more: int) -> None:
-    """Wait until every path has had so many further good answers."""
-    wanted = {path: tally.statuses.get(200, 0) + more for path, tally in paths.items()}
-    async with asyncio.timeout(60):
-        while any(paths[path].statuses.get(200, 0) < count for path, count in wanted.items()):
-            await asyncio.sleep(0.02)
 
 
 def comes_back(fleet: OwnFleet, name: str, old_pid: int) -> bool:
@@ -95,7 +43,7 @@ async def test_a_killed_process_is_restarted_and_only_calls_in_flight_there_fail
         os.kill(pid, signal.SIGKILL)
         await asyncio.to_thread(until, lambda: comes_back(fleet, name, pid), f"{name} ready again", RECOVERY_S)
 
-    await during(fleet, tallies, asyncio.get_running_loop().create_task(kill()))  # awaited inside
+    await during(fleet.url, await headers_of(fleet), tallies, kill)
 
     # A caller has one call in flight: at most that one is lost, and only where the killed process served it.
     allowed = {
@@ -113,7 +61,7 @@ async def test_scaling_under_traffic_loses_no_request(fleet: OwnFleet) -> None:
         for wanted in ("users=3", "users=1", "gateway=1", "gateway=2", "users=2"):
             await asyncio.to_thread(fleet.ok, "scale", wanted)
 
-    await during(fleet, tallies, asyncio.get_running_loop().create_task(scale()))
+    await during(fleet.url, await headers_of(fleet), tallies, scale)
 
     assert {path: tally.problems for path, tally in tallies.items()} == {"/users?limit=1": [], "/live": []}
     assert {name for name in fleet.rows() if name.startswith(("users", "gateway"))} == {
@@ -132,7 +80,7 @@ async def test_a_rolling_restart_under_traffic_loses_no_request(fleet: OwnFleet)
         for name in ("users", "gateway"):
             await asyncio.to_thread(fleet.ok, "restart", name)
 
-    await during(fleet, tallies, asyncio.get_running_loop().create_task(restart()))
+    await during(fleet.url, await headers_of(fleet), tallies, restart)
 
     after = {name: row["pid"] for name, row in fleet.rows().items()}
     assert {path: tally.problems for path, tally in tallies.items()} == {"/users?limit=1": [], "/live": []}

@@ -15,10 +15,11 @@ from typing import Any
 
 import httpx2
 
+from dev.fleet import FLEET
 from tests.fleet import until
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("gateway", "users", "realtime", "compute", "health")
+SERVICES = tuple(service.name for service in FLEET.services)
 SECRETS = ("POSTGRES_PASSWORD", "VALKEY_PASSWORD", "NATS_PASSWORD", "ADMIN_PASSWORD", "KEY_SEAL")
 VERB_TIMEOUT_S = 200
 LOG_LINES = 40

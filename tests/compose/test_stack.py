@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from tests.compose.load import CALLERS, Tally, assert_few_lost, during
 from tests.compose.stack import ROOT, SERVICES, Stack, inspect, ok, run
 from tests.fleet import until
+from tests.load import CALLERS, Tally, assert_few_lost, during
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PATHS = ("/users?limit=1", "/live")
@@ -99,7 +99,7 @@ async def test_scaling_under_traffic_keeps_the_bound_and_a_new_replica_gets_its_
     assert_few_lost(tallies["/users?limit=1"], stops=2)
 
 
-@pytest.mark.parametrize("name", ["users", "realtime", "compute", "health", "gateway", "valkey", "nats", "postgres"])
+@pytest.mark.parametrize("name", [*SERVICES, "valkey", "nats", "postgres"])
 async def test_a_process_killed_in_its_container_comes_back(stack: Stack, name: str) -> None:
     container = stack.ids(name)[0]
     restarts = inspect(container)["RestartCount"]

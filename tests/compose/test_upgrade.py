@@ -18,8 +18,8 @@ import httpx2
 import pytest
 from websockets.asyncio.client import connect
 
-from tests.compose.load import Tally, assert_few_lost, during
 from tests.compose.stack import ROOT, Stack, own_stack
+from tests.load import Tally, assert_few_lost, during
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 PATHS = {"users": "/users?limit=1", "compute": "/async-demo", "health": "/health/detailed"}

@@ -67,9 +67,11 @@ class Lane:
         """Return the route of a well-formed request, None where the gateway itself answers. Raises Problem."""
         if problem is not None:
             raise problem
-        check_authority(head.host, self._authorities)
         check_target(scope["raw_path"])
         route = self._table.resolve(scope["method"], scope["path"])
+        if route is not None:
+            # Not for the gateway's own probes: who asks them names an address, not a public host.
+            check_authority(head.host, self._authorities)
         _name_route(route)
         return route
 

@@ -152,6 +152,7 @@ async def test_host_that_is_not_served_is_421(serve, start):
     rig = await start(upstream, authorities="api.example, gateway.example:8080")
     client = await rig.connect()
     assert (await client.ask(b"GET /open/x HTTP/1.1\r\nHost: API.example\r\n\r\n")).status == 200
+    assert (await client.ask(b"GET /live HTTP/1.1\r\nHost: 10.0.0.7:8080\r\n\r\n")).status == 200
     assert (await client.ask(b"GET /open/x HTTP/1.1\r\nHost: other.example\r\n\r\n")).status == 421
 
 
