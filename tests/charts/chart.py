@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
+from dev.fleet import FLEET
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "roundhouse"
 CASES = CHART / "ci"
 OWN_TOOLS = ROOT / ".roundhouse" / "tools"
 MAKER = ROOT.parent / "shared" / "standins" / "tools"
 
+SERVICES = tuple(sorted(service.name for service in FLEET.services))
 RELEASE = "t"
 KUBE_VERSION = "1.33.0"
 MAKER_TIMEOUT_S = 300

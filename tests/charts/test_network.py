@@ -2,17 +2,14 @@
 
 import pytest
 
-from tests.charts.chart import HelmRefused, Object, Rendered, render
+from dev.fleet import FLEET
+from tests.charts.chart import SERVICES, HelmRefused, Object, Rendered, render
 
-SERVICES = ("compute", "gateway", "health", "realtime", "users")
 STORE_PORTS = {"nats": 4222, "valkey": 6379, "postgres": 5432}
-NEEDS = {"users": {"nats", "valkey", "postgres"}, "realtime": {"nats"}, "health": {"nats", "valkey", "postgres"}}
-CALLS = {
-    "gateway": {"users", "realtime", "compute", "health"},
-    "health": {"users", "realtime", "compute", "gateway"},
-    "realtime": {"users"},
-    "compute": {"users"},
-    "users": set(),
+NEEDS = {service.name: set(service.needs) for service in FLEET.services}
+# Public keys come from users; the gateway and health know everybody; whoever is new verifies tokens.
+CALLS = {name: {"users"} - {name} for name in SERVICES} | {
+    name: set(SERVICES) - {name} for name in ("gateway", "health")
 }
 
 

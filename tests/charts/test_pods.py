@@ -6,9 +6,8 @@ import hashlib
 
 import pytest
 
-from tests.charts.chart import HelmRefused, Object, case_names, render
+from tests.charts.chart import SERVICES, HelmRefused, Object, case_names, render
 
-SERVICES = ("compute", "gateway", "health", "realtime", "users")
 STORES = ("nats", "postgres", "valkey")
 
 CASES = pytest.mark.parametrize("case", case_names(), ids=lambda name: name or "defaults")
