@@ -12,6 +12,7 @@ from tests.charts.chart import (
     CHART,
     KUBE_VERSION,
     RUN_TIMEOUT_S,
+    SERVICES,
     case_names,
     read_yaml,
     render,
@@ -37,7 +38,7 @@ TOGGLES = (
     "defaults: {podDisruptionBudget: {enabled: false}}",
     "defaults: {drain: {preStopS: 0}}",
     "defaults: {image: {digest: 'sha256:" + "0" * 64 + "'}}",
-    *(f"services: {{{name}: {{enabled: false}}}}" for name in ("gateway", "users", "realtime", "compute", "health")),
+    *(f"services: {{{name}: {{enabled: false}}}}" for name in SERVICES),
 )
 
 
@@ -87,7 +88,8 @@ def test_a_service_left_out_leaves_nothing_behind() -> None:
 
     assert not [item for item in rendered.objects if "compute" in item["metadata"]["name"]]
     assert "compute" not in rendered.variables("gateway")["RH_GATEWAY_ENDPOINTS"]
-    assert rendered.variables("health")["RH_HEALTH_SERVICES"] == "gateway,realtime,users"
+    expected = [name for name in SERVICES if name not in ("compute", "health")]
+    assert rendered.variables("health")["RH_HEALTH_SERVICES"] == ",".join(expected)
 
 
 def test_the_notes_say_how_to_reach_it_and_what_is_missing() -> None:

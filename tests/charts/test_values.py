@@ -36,7 +36,7 @@ URLS = "external: {natsUrl: 'nats://b:4222', redisUrl: 'redis://c:6379', databas
         ("services: {users: {env: {NATS_URL_FILE: /x}}}", r"services\.users\.env\.NATS_URL_FILE is decided elsewhere"),
         ("services: {users: {env: {MY-NAME: x}}}", r"users/env': additional properties 'MY-NAME' not allowed"),
         ("services: {users: {stores: [mysql]}}", r"value must be one of 'nats', 'valkey', 'postgres'"),
-        ("services: {users: {calls: [mail]}}", r"/services/users/calls/0"),
+        ("services: {users: {calls: [nobody]}}", r"/services/users/calls/0"),
         ("services: {users: {resources: {requests: {memory: 128MB}}}}", r"requests/memory': '128MB' does not match"),
         ("services: {users: {image: {digest: abc}}}", r"image/digest': 'abc' does not match pattern"),
         ("environment: prod", r"value must be one of 'development', 'test', 'production'"),
