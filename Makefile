@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCKED := shared/pyproject.toml $(sort $(wildcard services/*/pyproject.toml)) dev/pyproject.toml
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
-CODE := shared services dev deploy tests conftest.py
+CODE := shared services dev deploy charts tests conftest.py
 
 .PHONY: help up setup check lint format types contracts unit test test-all e2e-compose charts demo fmt lock
 .DEFAULT_GOAL := help
@@ -27,7 +27,7 @@ format:
 	@$(BIN)/ruff check -q --output-format concise $(CODE)
 
 types:
-	@$(BIN)/mypy --no-error-summary shared services dev
+	@$(BIN)/mypy --no-error-summary shared services dev charts/generate.py
 
 contracts:
 	@$(BIN)/lint-imports --no-logo | tail -n 3
