@@ -15,6 +15,8 @@ import pytest
 from dev.tests.conftest import Checkout
 from dev.tests.looks import ROWS, get, row, until
 
+pytestmark = pytest.mark.slow  # real processes
+
 
 def test_unknown_verbs_and_arguments_are_refused_with_usage(checkout: Checkout) -> None:
     assert "usage" in checkout.dev("fly", expect=2).stderr

@@ -20,6 +20,8 @@ from dev.launcher import ExecLauncher, ForkLauncher, Launcher
 from dev.supervisor import Plan, Supervisor, open_public
 from dev.unit import Unit
 
+pytestmark = pytest.mark.slow  # real processes
+
 ROOT = Path(__file__).parents[2]
 FAKE = "dev.tests.fake_service"
 GATEWAY = Service("gateway", FAKE, public=True)

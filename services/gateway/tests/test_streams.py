@@ -2,8 +2,12 @@
 
 import asyncio
 
+import pytest
+
 from services.gateway.tests.rig import eventually
 from services.gateway.tests.scripted import Wire, answer
+
+pytestmark = pytest.mark.slow  # waits for streams to go idle
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 

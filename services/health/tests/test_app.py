@@ -20,6 +20,8 @@ from shared.testing.client import running
 from shared.testing.processes import NatsProcess, RedisProcess
 from shared.testing.tokens import TokenMint
 
+pytestmark = pytest.mark.slow  # waits for states to turn
+
 
 def settings_of(**more: object) -> HealthSettings:
     values: dict[str, object] = {"environment": "test", "probe_every_s": 0.05, "probe_timeout_s": 0.3, **more}
