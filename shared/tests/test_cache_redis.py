@@ -80,6 +80,7 @@ async def answers(cache: Cache) -> bool:
     return True
 
 
+@pytest.mark.slow
 async def test_a_silent_server_holds_no_call_up_and_is_taken_again(server: RedisProcess, cache: RedisCache) -> None:
     server.pause()
     # The bound is the promise itself (0.25 s), not a measurement.
@@ -91,6 +92,7 @@ async def test_a_silent_server_holds_no_call_up_and_is_taken_again(server: Redis
     assert await cache.get("test:a") == b"x"
 
 
+@pytest.mark.slow
 async def test_many_callers_of_a_silent_server_all_go_on_in_time(server: RedisProcess, cache: RedisCache) -> None:
     server.pause()
     took = await asyncio.gather(*(failing_s(lambda: cache.get("test:a")) for _ in range(200)))
@@ -99,6 +101,7 @@ async def test_many_callers_of_a_silent_server_all_go_on_in_time(server: RedisPr
     server.resume()
 
 
+@pytest.mark.slow
 async def test_a_new_cache_on_a_silent_server_holds_no_call_up(server: RedisProcess) -> None:
     server.pause()
     cache = RedisCache(server.url)
@@ -106,6 +109,7 @@ async def test_a_new_cache_on_a_silent_server_holds_no_call_up(server: RedisProc
     await cache.close()
 
 
+@pytest.mark.slow
 async def test_a_dead_server_fails_at_once_and_comes_back(server: RedisProcess, cache: RedisCache) -> None:
     server.kill()
     for call in calls(cache):
@@ -117,6 +121,7 @@ async def test_a_dead_server_fails_at_once_and_comes_back(server: RedisProcess, 
     assert await cache.get("test:a") == b"new"
 
 
+@pytest.mark.slow
 async def test_pooled_connections_of_a_restarted_server_do_not_fail_calls(server: RedisProcess) -> None:
     breaker = CircuitBreaker("never", BreakerConfig(window=10_000, volume_min=10_000))
     cache = RedisCache(server.url, breaker=breaker)
@@ -131,6 +136,7 @@ async def test_pooled_connections_of_a_restarted_server_do_not_fail_calls(server
     await cache.close()
 
 
+@pytest.mark.slow
 async def test_an_open_breaker_makes_no_call(server: RedisProcess) -> None:
     breaker = CircuitBreaker("stuck", BreakerConfig(volume_min=1, open_s=600))
     cache = RedisCache(server.url, breaker=breaker)
@@ -141,6 +147,7 @@ async def test_an_open_breaker_makes_no_call(server: RedisProcess) -> None:
     await cache.close()
 
 
+@pytest.mark.slow
 async def test_errors_show_neither_host_nor_password(server: RedisProcess) -> None:
     wrong = RedisCache(server.url.replace(server.password, "hunter2"))
     server_gone = RedisCache("redis://:hunter2@127.0.0.1:9/0")
@@ -152,6 +159,7 @@ async def test_errors_show_neither_host_nor_password(server: RedisProcess) -> No
         await cache.close()
 
 
+@pytest.mark.slow
 async def test_a_server_out_of_memory_is_an_unavailable_cache(server: RedisProcess, cache: RedisCache) -> None:
     await cache._redis.config_set("maxmemory-policy", "noeviction")
     await cache._redis.config_set("maxmemory", 1)
@@ -161,6 +169,7 @@ async def test_a_server_out_of_memory_is_an_unavailable_cache(server: RedisProce
     await cache.set("test:big", b"x", ttl_s=60)
 
 
+@pytest.mark.slow
 async def test_a_counter_left_without_a_time_gets_one(server: RedisProcess, cache: RedisCache) -> None:
     await cache._redis.set("test:bare", 7)
     assert await cache.count("test:bare", ttl_s=60) == 8

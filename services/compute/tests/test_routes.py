@@ -21,6 +21,8 @@ from shared.deadline import Deadline
 from shared.testing.client import running
 from shared.testing.tokens import TokenMint
 
+pytestmark = pytest.mark.slow  # a pool of real processes
+
 
 @pytest.fixture
 def mint() -> TokenMint:

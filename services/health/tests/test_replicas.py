@@ -13,6 +13,8 @@ from services.health.tests import servers
 from services.health.tests.servers import Answer, serving
 from shared.endpoints import Endpoints
 
+pytestmark = pytest.mark.slow  # peers that answer slowly
+
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx2.AsyncClient]:

@@ -18,6 +18,8 @@ from shared.errors import Unavailable
 from shared.tasks import Supervisor
 from shared.testing.processes import NatsProcess
 
+pytestmark = pytest.mark.slow  # outages take seconds
+
 SUBJECTS = [f"evt.users.user.{verb}.v1" for verb in ("created", "updated", "deleted")]
 
 
