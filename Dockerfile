@@ -3,12 +3,13 @@
 
 FROM python:3.13-slim AS base
 # The bytecode is trusted as it is, whatever times a copy gives to the files.
-ENV PYC_INVALIDATION_MODE=UNCHECKED_HASH UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+ENV PYC_INVALIDATION_MODE=UNCHECKED_HASH UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never \
+    PIP_CACHE_DIR=/var/cache/pip UV_CACHE_DIR=/var/cache/uv
 WORKDIR /build
 COPY deploy/image/rootfs.py ./
 RUN python rootfs.py /rootfs
 COPY dev/requirements-uv.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     pip install --disable-pip-version-check --root-user-action=ignore --require-hashes -r requirements-uv.txt \
     && uv venv --python /usr/local/bin/python3 /venv
 
@@ -17,7 +18,7 @@ ARG SERVICE
 RUN test -n "${SERVICE}" || { echo "say which service: --build-arg SERVICE=users" >&2; exit 1; }
 # Dependencies before code: a changed line of code installs nothing again.
 COPY requirements.lock services/${SERVICE}/pyproject.toml ./
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv pip install --python /venv --compile-bytecode --require-hashes -r pyproject.toml -c requirements.lock
 WORKDIR /app
 COPY deploy/image/probe.py ./
