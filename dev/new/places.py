@@ -135,7 +135,7 @@ def _out_of_compose(text: str, name: str) -> str:
 
 PLACES = (
     Place("dev/fleet.py", above_marks(services=FLEET_ENTRY, stop_order=NAME_ENTRY), without_python_entries),
-    Place("services/gateway/domain.py", above_marks(routes=ROUTE_ENTRIES), without_python_entries),
+    Place("services/gateway/domain/defaults.py", above_marks(routes=ROUTE_ENTRIES), without_python_entries),
     Place("services/health/settings.py", above_marks(expected=NAME_ENTRY), without_python_entries),
     Place("compose.yaml", _into_compose, _out_of_compose),
     Place("charts/roundhouse/values.yaml", above_marks(services=CHART_ENTRY), without_yaml_entry),

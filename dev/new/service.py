@@ -57,9 +57,11 @@ def add(name: str, fleet: Fleet, checkout: Path) -> list[str]:
     taken = next((path for path in (f"services/{name}", *files) if (checkout / path).exists()), None)
     if taken:
         raise CannotRun(f"{taken} exists already: choose another name, or move it away.")
-    routes = (checkout / "services/gateway/domain.py").read_text()
+    routes = (checkout / "services/gateway/domain/defaults.py").read_text()
     if f'path="/{name}"' in routes or f'path="/{name}/' in routes:
-        raise CannotRun(f"the path /{name} is routed already in services/gateway/domain.py: choose another name.")
+        raise CannotRun(
+            f"the path /{name} is routed already in services/gateway/domain/defaults.py: choose another name."
+        )
     changed = _edited(name, checkout, is_new=True)
     with _told(), _all_or_nothing(checkout, [*changed, *OF_CHART], new=[f"services/{name}", *files]):
         _write(checkout, files | changed)

@@ -88,7 +88,7 @@ def test_entries_that_were_changed_by_hand_are_taken_out_whole() -> None:
             'needs=("valkey",)',
             'needs=("valkey", "nats"),\n            secret_files={"A_FILE": "a"},\n        ',
         ),
-        "services/gateway/domain.py": ('methods=("POST",),\n', 'methods=("POST",),\n        timeout_s=3,\n'),
+        "services/gateway/domain/defaults.py": ('methods=("POST",),\n', 'methods=("POST",),\n        timeout_s=3,\n'),
         "compose.yaml": (
             "    networks: [fleet, stores]\n    depends_on:\n      valkey:",
             "    user: root\n\n    depends_on:\n      valkey:",
@@ -127,8 +127,9 @@ def test_a_folder_or_a_path_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "services" / SPARE).mkdir(parents=True)
     with pytest.raises(CannotRun, match=f"services/{SPARE} exists already"):
         add(SPARE, FLEET, tmp_path)
-    (tmp_path / "services" / "gateway").mkdir()
-    (tmp_path / "services" / "gateway" / "domain.py").write_text(f'Route(path="/{NAMES[0]}/*", service="users")\n')
+    routes = tmp_path / "services" / "gateway" / "domain" / "defaults.py"
+    routes.parent.mkdir(parents=True)
+    routes.write_text(f'Route(path="/{NAMES[0]}/*", service="users")\n')
     with pytest.raises(CannotRun, match=f"path /{NAMES[0]} is routed already"):
         add(NAMES[0], FLEET, tmp_path)
 

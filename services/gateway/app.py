@@ -9,6 +9,7 @@ from functools import partial
 
 from starlette.types import ASGIApp
 
+from services.gateway.domain.config import check
 from services.gateway.lane.balance import Balancer
 from services.gateway.lane.entry import Lane
 from services.gateway.lane.exchange import Upstreams
@@ -77,12 +78,13 @@ def create(settings: GatewaySettings) -> Application:
 
 
 def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts) -> Lane:
+    config = settings.read_config(settings.config)
     return Lane(
         MetricsGuard(app, parts.verifier, auth=settings.metrics_auth, private_port=settings.private_port),
-        settings.table,
+        check(config),
         upstreams=Upstreams(parts.pool, parts.balancer, parts.sweeper),
         verifier=parts.verifier,
-        websockets=WebSocketProxy(parts.balancer, origins=settings.origin_names),
+        websockets=WebSocketProxy(parts.balancer, origins=frozenset(config.cors.origins)),
         authorities=settings.authority_names,
     )
 

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.domain import admit
+from services.gateway.domain.admission import admit
 from services.gateway.model import Auth
 from shared.identity import bearer_of
 from shared.middleware import header_of

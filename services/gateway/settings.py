@@ -5,16 +5,17 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.gateway.domain import RouteTable, default_routes, parse_routes
-from services.gateway.model import Auth
+from services.gateway.domain.config import parse_config
+from services.gateway.domain.defaults import default_config
+from services.gateway.model import Addresses, Auth, Cors, GatewayConfig, check_network
 from shared.endpoints import Endpoints, EndpointsError
-from shared.settings import Settings
+from shared.settings import RedisUrl, Settings
 
 DEVELOPMENT_ORIGIN = "http://localhost:3000"
 
 
 class GatewaySettings(Settings):
-    """`RH_GATEWAY_` variables; `RH_GATEWAY_ROUTES_FILE` names a TOML file that replaces the route table."""
+    """`RH_GATEWAY_` variables; `RH_GATEWAY_CONFIG_FILE` names a TOML file that replaces parts of the configuration."""
 
     model_config = SettingsConfigDict(env_prefix="RH_GATEWAY_")
     service: ClassVar[str] = "gateway"
@@ -23,18 +24,28 @@ class GatewaySettings(Settings):
     # Clients learn from each answer of this time that their connection ends; one that is cut later was idle.
     drain_wait_s: float = Field(1.0, ge=0, le=300, description="time to go on serving after readiness turned false")
     fd: int | None = Field(None, ge=3, description="an inherited, listening public socket, served beside HOST:PORT")
-    routes: str = Field("", description="a route table in TOML instead of the platform's own")
+    config: str = Field("", description="TOML that replaces parts of the platform's own configuration")
     authorities: str = Field("", description="`Host` values that are served, comma-separated; empty: all")
-    origins: str = Field("", description="foreign WebSocket origins that are let in, comma-separated")
+    origins: str = Field("", description="foreign origins whose pages are let in, comma-separated")
+    allow: str = Field("", description="client addresses or networks that are served, comma-separated; empty: all")
+    exempt: str = Field("", description="client addresses or networks that meet no rate limit, comma-separated")
+    trusted_proxies: str = Field("", description="proxies in front whose forwarding headers are believed, likewise")
+    redis_url: RedisUrl | None = Field(None, validation_alias="REDIS_URL")
     metrics_access: Literal["", "open", "signed_in", "admin"] = Field(
         "", description="who reads /metrics on the public side; empty: signed_in, in production admin"
     )
 
-    @field_validator("routes")
+    @field_validator("config")
     @classmethod
-    def _routes_are_readable(cls, text: str) -> str:
-        if text:
-            parse_routes(text)
+    def _config_is_readable(cls, text: str) -> str:
+        parse_config(text, default_config(is_production=False))
+        return text
+
+    @field_validator("allow", "exempt", "trusted_proxies")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        for part in _listed(text):
+            check_network(part)
         return text
 
     @field_validator("endpoints")
@@ -46,12 +57,17 @@ class GatewaySettings(Settings):
             raise ValueError(str(error)) from None
         return text
 
-    @property
-    def table(self) -> RouteTable:
-        """The routes to serve."""
-        if self.routes:
-            return parse_routes(self.routes)
-        return default_routes(is_production=self.is_production, body_bytes_max=self.body_bytes_max)
+    def read_config(self, text: str) -> GatewayConfig:
+        """Return the configuration that a TOML text makes of the default one. Raises ConfigError."""
+        base = default_config(
+            is_production=self.is_production,
+            body_bytes_max=self.body_bytes_max,
+            addresses=Addresses(
+                allow=_listed(self.allow), exempt=_listed(self.exempt), trusted_proxies=_listed(self.trusted_proxies)
+            ),
+            cors=Cors(origins=tuple(sorted(self.origin_names))),
+        )
+        return parse_config(text, base)
 
     @property
     def authority_names(self) -> frozenset[str]:
@@ -59,7 +75,7 @@ class GatewaySettings(Settings):
 
     @property
     def origin_names(self) -> frozenset[str]:
-        """Foreign origins a WebSocket may come from; the gateway's own is always allowed."""
+        """Foreign origins whose pages are let in; the gateway's own is always allowed."""
         named = _names(self.origins)
         return named if self.is_production or named else frozenset({DEVELOPMENT_ORIGIN})
 
@@ -79,4 +95,8 @@ class GatewaySettings(Settings):
 
 
 def _names(text: str) -> frozenset[str]:
-    return frozenset(filter(None, (part.strip().lower() for part in text.split(","))))
+    return frozenset(part.lower() for part in _listed(text))
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in text.split(","))))

@@ -4,7 +4,8 @@ from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.domain import RouteTable, admit, check_target
+from services.gateway.domain.admission import admit
+from services.gateway.domain.routing import RouteTable, check_target
 from services.gateway.lane.client import refuse
 from services.gateway.lane.exchange import Exchange, Upstreams, deadline_of
 from services.gateway.lane.head import RequestHead, check_authority, read_head

@@ -132,7 +132,7 @@ def write_endpoints(path: Path, fleet: Fleet) -> None:
 async def gateway(folder: Path, fleet: Fleet, **settings: Any) -> AsyncIterator[Rig]:
     endpoints = folder / "endpoints.json"
     write_endpoints(endpoints, fleet)
-    values = {"routes": ROUTES, "port": 0, **settings}
+    values = {"config": ROUTES, "port": 0, **settings}
     app = create(GatewaySettings(environment="test", endpoints=endpoints.as_uri(), **values))
     config = config_of(app)
     config.load()

@@ -4,16 +4,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.domain import (
-    RouteTable,
-    RouteTableError,
-    UpgradeRequired,
-    check_target,
-    default_routes,
-    parse_routes,
-)
-from services.gateway.model import Route
+from services.gateway.domain.config import ConfigError, check, parse_config
+from services.gateway.domain.defaults import default_config
+from services.gateway.domain.routing import RouteTable, RouteTableError, UpgradeRequired, check_target
+from services.gateway.model import GatewayConfig, Route
 from shared.errors import BadRequest, MethodNotAllowed
+
+BASE = default_config(is_production=False)
+
+
+def default_table(*, is_production: bool) -> RouteTable:
+    return check(default_config(is_production=is_production))
+
+
+def parse(text: str) -> GatewayConfig:
+    return parse_config(text, BASE)
+
 
 segments = st.sampled_from(["a", "b", "users", "user", "x.y"])
 paths = st.lists(segments, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))
@@ -104,17 +110,16 @@ def test_websocket_address_is_for_handshakes_only() -> None:
     ],
 )
 def test_path_that_must_not_be_routed_is_refused(path: str) -> None:
-    with pytest.raises(RouteTableError, match=r"route .*path:"):
-        parse_routes(f'[[routes]]\npath = "{path}"\nservice = "users"\nmethods = ["GET"]\nauth = "public"')
+    with pytest.raises(ConfigError, match=r"route .*path:"):
+        parse(f'[[routes]]\npath = "{path}"\nservice = "users"\nmethods = ["GET"]\nauth = "public"')
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "one or more"),
         ("routes = 1", "one or more"),
         ("a = ", "not TOML"),
-        ("[[route]]\npath = '/a'", "not route"),
+        ("[[route]]\npath = '/a'", "route is no section"),
         ("[[routes]]\npath = '/a'\nservice = 'a'\nmethods = ['GET']", "route /a: auth: Field required"),
         (
             "[[routes]]\npath = '/a'\nservice = 'a'\nmethods = ['GET']\nauth = 'all'",
@@ -136,11 +141,19 @@ def test_path_that_must_not_be_routed_is_refused(path: str) -> None:
             "[[routes]]\npath = '/a'\nservice = 'a'\nmethods = ['GET', 'POST']\nauth = 'public'\nkind = 'websocket'",
             "write methods",
         ),
+        ("[[limits]]\nname = 'a'\nby = 'user'\nquota = 0", "limits: 0.quota: "),
+        (
+            "[[routes]]\npath = '/a'\nservice = 'a'\nmethods = ['GET']\nauth = 'public'\nlimits = ['slow']",
+            "route /a: limit slow does not exist; known are signed-in",
+        ),
+        ("[[limits]]\nname = 'a'\nby = 'user'\nquota = 1\n" * 2, "limit a: there are two"),
+        ("[services.users]\nretries = 1", "services: users.retries: Extra inputs"),
+        ("[addresses]\nallow = ['x']", "addresses: allow.0: "),
     ],
 )
 def test_fault_of_a_table_names_the_route_and_the_fix(text: str, sentence: str) -> None:
-    with pytest.raises(RouteTableError) as refused:
-        parse_routes(text)
+    with pytest.raises(ConfigError) as refused:
+        parse(text)
     assert sentence in str(refused.value)
 
 
@@ -179,23 +192,38 @@ def test_plain_target_passes(path: bytes) -> None:
     ],
 )
 def test_default_table_is_the_platforms_contract(method: str, path: str, service: str, auth: str) -> None:
-    found = default_routes(is_production=True).resolve(method, path)
+    found = default_table(is_production=True).resolve(method, path)
     assert found is not None
     assert (found.service, found.auth) == (service, auth)
 
 
+def test_empty_file_changes_nothing() -> None:
+    assert parse("") == BASE
+
+
+def test_file_replaces_only_the_sections_it_names() -> None:
+    found = parse("[services.users]\nretries_max = 0")
+    assert found.services["users"].retries_max == 0
+    assert found.routes == BASE.routes
+
+
+def test_every_route_but_health_is_limited() -> None:
+    unlimited = {route.path for route in BASE.routes if not route.limits}
+    assert unlimited == {"/health"}
+
+
 def test_detailed_health_is_public_in_development_only() -> None:
     for is_production, auth in ((False, "public"), (True, "signed_in")):
-        found = default_routes(is_production=is_production).resolve("GET", "/health/detailed")
+        found = default_table(is_production=is_production).resolve("GET", "/health/detailed")
         assert found is not None
         assert found.auth == auth
 
 
 def test_token_route_takes_no_other_method_from_the_prefix_above_it() -> None:
     with pytest.raises(MethodNotAllowed):
-        default_routes(is_production=False).resolve("GET", "/auth/token")
+        default_table(is_production=False).resolve("GET", "/auth/token")
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/live", "/ready", "/admin/users", "/docs", "/"])
 def test_default_table_leaves_the_rest_alone(path: str) -> None:
-    assert default_routes(is_production=False).resolve("GET", path) is None
+    assert default_table(is_production=False).resolve("GET", path) is None

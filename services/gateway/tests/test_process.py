@@ -62,7 +62,7 @@ async def process(serve, tmp_path) -> AsyncIterator[Process]:
             "RH_GATEWAY_PORT": str(ports[1]),
             "RH_GATEWAY_REPLICA": "gateway-1",
             "RH_GATEWAY_ENDPOINTS": (tmp_path / "endpoints.json").as_uri(),
-            "RH_GATEWAY_ROUTES_FILE": str(tmp_path / "routes.toml"),
+            "RH_GATEWAY_CONFIG_FILE": str(tmp_path / "routes.toml"),
         },
         pass_fds=[public.fileno()],
         stdout=subprocess.PIPE,

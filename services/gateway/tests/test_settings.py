@@ -2,10 +2,15 @@
 
 import pytest
 
+from services.gateway.domain.config import check
 from services.gateway.settings import GatewaySettings
 from shared.settings import SettingsError, load
 
 ROUTE = '[[routes]]\npath = "/a/*"\nservice = "a"\nmethods = ["GET"]\nauth = "public"\n'
+
+
+def _table(settings):
+    return check(settings.read_config(settings.config))
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +21,7 @@ def no_environment(monkeypatch):
 def test_defaults_serve_the_platforms_routes():
     settings = load(GatewaySettings)
     assert settings.port == 8080
-    assert settings.table.resolve("POST", "/auth/token") is not None
+    assert _table(settings).resolve("POST", "/auth/token") is not None
     assert settings.origin_names == {"http://localhost:3000"}
     assert settings.metrics_auth == "signed_in"
     assert settings.private_port is None
@@ -32,8 +37,8 @@ def test_production_is_stricter(monkeypatch):
 def test_routes_file_replaces_the_table(monkeypatch, tmp_path):
     path = tmp_path / "routes.toml"
     path.write_text(ROUTE)
-    monkeypatch.setenv("RH_GATEWAY_ROUTES_FILE", str(path))
-    table = load(GatewaySettings).table
+    monkeypatch.setenv("RH_GATEWAY_CONFIG_FILE", str(path))
+    table = _table(load(GatewaySettings))
     assert table.resolve("GET", "/a/x") is not None
     assert table.resolve("POST", "/auth/token") is None
 
@@ -41,8 +46,8 @@ def test_routes_file_replaces_the_table(monkeypatch, tmp_path):
 def test_bad_routes_file_is_refused_with_the_route_and_the_fix(monkeypatch, tmp_path):
     path = tmp_path / "routes.toml"
     path.write_text(ROUTE + ROUTE)
-    monkeypatch.setenv("RH_GATEWAY_ROUTES_FILE", str(path))
-    with pytest.raises(SettingsError, match=r"RH_GATEWAY_ROUTES: .*route /a/\*: GET is claimed twice"):
+    monkeypatch.setenv("RH_GATEWAY_CONFIG_FILE", str(path))
+    with pytest.raises(SettingsError, match=r"RH_GATEWAY_CONFIG: .*route /a/\*: GET is claimed twice"):
         load(GatewaySettings)
 
 
@@ -54,6 +59,9 @@ def test_bad_routes_file_is_refused_with_the_route_and_the_fix(monkeypatch, tmp_
         ("RH_GATEWAY_FD", "1"),
         ("RH_GATEWAY_METRICS_ACCESS", "all"),
         ("RH_GATEWAY_PORTS", "1"),
+        ("RH_GATEWAY_ALLOW", "10.0.0.1/8"),
+        ("RH_GATEWAY_EXEMPT", "localhost"),
+        ("RH_GATEWAY_TRUSTED_PROXIES", "10.0.0.0/33"),
     ],
 )
 def test_bad_variable_is_refused_by_name(monkeypatch, variable, value):
@@ -71,4 +79,4 @@ def test_private_port_is_only_known_beside_a_public_socket(monkeypatch):
 
 def test_body_limit_holds_for_every_route_of_the_default_table(monkeypatch):
     monkeypatch.setenv("RH_GATEWAY_BODY_BYTES_MAX", "2048")
-    assert {route.body_bytes_max for route in load(GatewaySettings).table.routes} == {2048}
+    assert {route.body_bytes_max for route in _table(load(GatewaySettings)).routes} == {2048}
