@@ -5,7 +5,7 @@ LOCKED := shared/pyproject.toml $(sort $(wildcard services/*/pyproject.toml)) de
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 CODE := shared services dev deploy charts tests conftest.py
 
-.PHONY: help up setup check lint format types contracts unit unit-one unit-two test test-all e2e-compose charts demo fmt lock
+.PHONY: help up setup check lint format types contracts unit unit-one unit-two test test-all e2e-compose charts bench demo fmt lock
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -40,7 +40,7 @@ unit-one:
 	@$(BIN)/python -m pytest -q -m "not slow" $(HALF)
 
 unit-two:
-	@$(BIN)/python -m pytest -q -m "not slow" shared dev tests/contracts $(filter-out $(HALF),$(patsubst %/pyproject.toml,%,$(sort $(wildcard services/*/pyproject.toml))))
+	@$(BIN)/python -m pytest -q -m "not slow" shared dev tests/contracts tests/bench $(filter-out $(HALF),$(patsubst %/pyproject.toml,%,$(sort $(wildcard services/*/pyproject.toml))))
 
 test: setup lint  ## everything that needs no Docker: lint, unit, contract, isolation, e2e, one pass of each fault; <= 15 min
 	@$(BIN)/python -m pytest -q
@@ -54,6 +54,9 @@ e2e-compose: setup  ## the e2e suite, kills, cuts and an upgrade on the fleet in
 
 charts: setup  ## the Helm chart: lint, schemas, invariants, autoscalers; skipped where helm is missing
 	@$(BIN)/python -m pytest -q tests/charts
+
+bench: setup  ## measure ours beside its peers: make bench NAME=gateway [ARGS="--only ours-all,envoy --rounds 3"]
+	@$(BIN)/python -m tests.bench $(NAME) $(ARGS)
 
 demo: setup  ## a tour through the gateway URL; non-zero on any failure
 	@$(BIN)/python -m dev.demo

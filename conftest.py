@@ -98,6 +98,7 @@ LANES = {
     "tests/chaos": "chaos",
     "tests/charts": "charts",
     "tests/compose": "compose",
+    "tests/bench": "bench",
 }
 
 
