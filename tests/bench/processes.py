@@ -17,6 +17,7 @@ from tests.bench.errors import BenchError
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "dev" / "infra" / "launch.py"
 STOP_S = 5.0
+ENDINGS = (signal.SIGINT, signal.SIGTERM)
 READY_S = 30.0
 
 
@@ -143,18 +144,20 @@ def stand(folder: Path) -> Iterator[Stand]:
     """A stand whose processes end with the block, also on Ctrl-C and SIGTERM."""
 
     def end(number: int, _: object) -> None:
+        # A second Ctrl-C must not leave half of them running.
+        for each in ENDINGS:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    before = signal.signal(signal.SIGTERM, end)
+    # Set also for Ctrl-C: a shell's background job begins with it ignored.
+    before = {number: signal.signal(number, end) for number in ENDINGS}
     raise_file_limit()
     own = os.sched_getaffinity(0)
     found = Stand(folder, take_cores())
     try:
         yield found
     finally:
-        # A second Ctrl-C must not leave half of them running.
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         found.close()
-        signal.signal(signal.SIGINT, previous)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         os.sched_setaffinity(0, own)
