@@ -77,14 +77,13 @@ def build(
     routers: Sequence[APIRouter],
     resources: Callable[[S, Runtime], AbstractAsyncContextManager[Opened[P]]],
     title: str,
-    wrap: Callable[[ASGIApp, Runtime], ASGIApp] = lambda app, _: app,
-    has_limits: bool = True,
+    wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+    front: Callable[[ASGIApp, Runtime], ASGIApp] = lambda app, _: app,
 ) -> Application:
     """Assemble a service.
 
     `resources(settings, runtime)` opens what the service needs for as long as it runs; its `parts` reach routes through
-    `parts_of`. `wrap` puts a service's own ASGI layer between the shared middleware and FastAPI. `has_limits=False` leaves the
-    limits of body and deadline to that layer.
+    `parts_of`. `wrap` puts a service's own ASGI layer between the shared middleware and FastAPI, `front` one around everything.
     """
     runtime = Runtime()
 
@@ -116,18 +115,12 @@ def build(
     for router in routers:
         fastapi.include_router(router)
     flush_spans = telemetry.instrument(fastapi, settings)
-    inner = wrap(fastapi, runtime)
-    asgi = _surround(_limit(inner, settings) if has_limits else inner, runtime)
-    return Application(fastapi, asgi, runtime, settings)
+    return Application(fastapi, front(_surround(wrap(fastapi), settings, runtime), runtime), runtime, settings)
 
 
-def _limit(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """Put the limits of body and deadline around an app."""
-    return middleware.BodyLimit(middleware.DeadlineLimit(app), settings.body_bytes_max)
-
-
-def _surround(app: ASGIApp, runtime: Runtime) -> ASGIApp:
+def _surround(app: ASGIApp, settings: Settings, runtime: Runtime) -> ASGIApp:
     """Put the shared middleware around an app; the first line is the innermost."""
+    app = middleware.BodyLimit(middleware.DeadlineLimit(app), settings.body_bytes_max)
     app = middleware.Faults(app)
     app = middleware.ResponseHeaders(app, middleware.nosniff)
     app = middleware.DrainNotice(app, runtime.readiness.draining)

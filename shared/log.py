@@ -6,7 +6,8 @@
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -60,6 +61,25 @@ def _mask_value(key: str, value: Any) -> Any:
 Event = MutableMapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class JsonLines:
+    """Where lines go as JSON, for what writes so many that structlog's processors would cost more than the work they tell of.
+
+    A line is an object without its closing brace, followed by `tail`; `write` takes whole lines.
+    """
+
+    tail: bytes
+    write: Callable[[bytes], None]
+
+
+_json_lines: JsonLines | None = None
+
+
+def json_lines() -> JsonLines | None:
+    """Return the sink of lines on INFO; None where they are not JSON, or are left out."""
+    return _json_lines
+
+
 def add_request(_: Any, __: str, event: Event) -> Event:
     """Put the ids of the request being served on the line."""
     found = context.current()
@@ -95,6 +115,8 @@ class _Library(logging.Handler):
 
 def set_up(*, service: str, replica: str, level: str) -> None:
     """Configure logging for the process; call once, first."""
+    global _json_lines
+    _json_lines = None
     on_terminal = sys.stdout.isatty()
     before: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -123,6 +145,9 @@ def set_up(*, service: str, replica: str, level: str) -> None:
             structlog.processors.JSONRenderer(serializer=_dump),
         ]
         factory = structlog.BytesLoggerFactory(sys.stdout.buffer)
+        if level in ("DEBUG", "INFO"):
+            fixed = orjson.dumps({"service": service, "replica": replica})
+            _json_lines = JsonLines(tail=b"," + fixed[1:] + b"\n", write=_write_out)
     structlog.configure(
         processors=before + last,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -135,6 +160,11 @@ def set_up(*, service: str, replica: str, level: str) -> None:
     # Each of these tells every request or every retry on INFO; what matters of it is in our own lines.
     for noisy in ("uvicorn.access", "uvicorn.error", "httpx2", "httpcore2", "asyncio", "asyncpg", "nats"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _write_out(lines: bytes) -> None:
+    sys.stdout.buffer.write(lines)
+    sys.stdout.buffer.flush()
 
 
 def _dump(event: Event, **_: Any) -> bytes:

@@ -9,13 +9,16 @@ from functools import partial
 
 from starlette.types import ASGIApp
 
-from services.gateway.domain.config import check
+from services.gateway.lane.access import AccessLog
 from services.gateway.lane.balance import Balancer
 from services.gateway.lane.entry import Lane
 from services.gateway.lane.exchange import Upstreams
+from services.gateway.lane.plan import Plan, Plans
+from services.gateway.lane.policies import Counted, Due, Logged, SignIn
 from services.gateway.lane.pool import Pool
 from services.gateway.lane.sweeper import Sweeper
 from services.gateway.lane.websocket import WebSocketProxy
+from services.gateway.model import Route
 from services.gateway.routes import MetricsGuard
 from services.gateway.settings import GatewaySettings
 from shared.app import Application, Opened, Runtime, build
@@ -36,6 +39,7 @@ class Parts:
     pool: Pool
     balancer: Balancer
     sweeper: Sweeper
+    access_log: AccessLog
 
 
 def create(settings: GatewaySettings) -> Application:
@@ -43,16 +47,21 @@ def create(settings: GatewaySettings) -> Application:
     endpoints = Endpoints(settings.endpoints)
     client = open_client()
     pool = Pool()
+    access_log = AccessLog()
     parts = Parts(
         endpoints=endpoints,
         verifier=TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH)),
         pool=pool,
         balancer=Balancer(endpoints),
-        sweeper=Sweeper(pool),
+        sweeper=Sweeper(pool, [access_log]),
+        access_log=access_log,
     )
 
-    def wrap(app: ASGIApp, _: Runtime) -> ASGIApp:
-        return _lane(app, settings, parts)
+    def guard(app: ASGIApp) -> ASGIApp:
+        return MetricsGuard(app, parts.verifier, auth=settings.metrics_auth, private_port=settings.private_port)
+
+    def front(app: ASGIApp, runtime: Runtime) -> ASGIApp:
+        return _lane(app, settings, parts, runtime)
 
     @asynccontextmanager
     async def resources(_: GatewaySettings, runtime: Runtime) -> AsyncIterator[Opened[Parts]]:
@@ -73,18 +82,29 @@ def create(settings: GatewaySettings) -> Application:
                 yield Opened(parts, {"endpoints": check_endpoints})
             finally:
                 pool.close()
+                parts.access_log.flush()
 
-    return build(settings, routers=(), resources=resources, title="Roundhouse gateway", wrap=wrap, has_limits=False)
+    return build(settings, routers=(), resources=resources, title="Roundhouse gateway", wrap=guard, front=front)
 
 
-def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts) -> Lane:
+def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts, runtime: Runtime) -> Lane:
     config = settings.read_config(settings.config)
+
+    def compile_plan(route: Route | None) -> Plan:
+        """The chain of a route, outermost first."""
+        policies: list[object] = [Logged(parts.access_log, route), Counted(runtime.metrics, route)]
+        if route is not None:
+            if route.auth != "public":
+                policies.append(SignIn(parts.verifier, auth=route.auth, has_query_token=route.query_token))
+            policies.append(Due(route))
+        return Plan(route, policies)
+
     return Lane(
-        MetricsGuard(app, parts.verifier, auth=settings.metrics_auth, private_port=settings.private_port),
-        check(config),
+        app,
+        Plans(config, compile_plan),
         upstreams=Upstreams(parts.pool, parts.balancer, parts.sweeper),
-        verifier=parts.verifier,
         websockets=WebSocketProxy(parts.balancer, origins=frozenset(config.cors.origins)),
+        draining=runtime.readiness.draining,
         authorities=settings.authority_names,
     )
 

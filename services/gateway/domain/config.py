@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from services.gateway.domain.routing import RouteTable, RouteTableError
+from services.gateway.domain.routing import RouteTable, RouteTableError, table_of
 from services.gateway.model import Addresses, Cors, GatewayConfig, Limit, Route, ServicePolicy
 
 _SECTIONS: dict[str, TypeAdapter[Any]] = {
@@ -46,7 +46,7 @@ def parse_config(text: str, base: GatewayConfig) -> GatewayConfig:
     return config
 
 
-def check(config: GatewayConfig) -> RouteTable:
+def check(config: GatewayConfig) -> RouteTable[Route]:
     """Return the table of a configuration whose parts fit together. Raises ConfigError."""
     names = [limit.name for limit in config.limits]
     for name in names:
@@ -58,7 +58,7 @@ def check(config: GatewayConfig) -> RouteTable:
                 known = f"known are {', '.join(names)}" if names else "there are none; write a [[limits]] table"
                 raise ConfigError(f"route {route.path}: limit {name} does not exist; {known}")
     try:
-        return RouteTable(config.routes)
+        return table_of(config.routes)
     except RouteTableError as error:
         raise ConfigError(str(error)) from None
 

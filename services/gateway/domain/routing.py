@@ -1,9 +1,10 @@
 """The route table: which service takes a request, decided by whole path segments, with no framework involved."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, Protocol, TypeVar
 
-from services.gateway.model import Route
+from services.gateway.model import Kind, Route
 from shared.errors import BadRequest, MethodNotAllowed, Problem
 
 ROUTES_MAX = 1000
@@ -28,27 +29,43 @@ class UpgradeRequired(Problem):
         super().__init__(headers={"Upgrade": "websocket", "Connection": "Upgrade"})
 
 
-class RouteTable:
-    """Routes by path: the longest prefix wins, a path alone wins over `/*` at the same depth; look-up cost is flat in their number."""
+class HasKind(Protocol):
+    """What the table needs to know of an entry."""
 
-    def __init__(self, routes: Iterable[Route]) -> None:
-        """Raises RouteTableError when two routes claim the same requests."""
-        self.routes = tuple(routes)
-        if len(self.routes) > ROUTES_MAX:
-            raise RouteTableError(f"there are {len(self.routes)} routes; at most {ROUTES_MAX} are served")
-        self._alone: dict[str, dict[str, Route]] = {}
-        self._below: dict[str, dict[str, Route]] = {}
-        for route in self.routes:
-            rows = (self._below if route.covers_below else self._alone).setdefault(route.prefix, {})
-            for method in route.methods:
-                if method in rows:
-                    raise RouteTableError(
-                        f"route {route.path}: {method} is claimed twice; keep it in one of the two routes"
-                    )
-                rows[method] = route
+    @property
+    def kind(self) -> Kind: ...
 
-    def find(self, path: str) -> Mapping[str, Route] | None:
-        """Return the routes of a decoded path by method, None where no route knows it."""
+
+E = TypeVar("E", bound=HasKind)
+F = TypeVar("F", bound=HasKind)
+
+_Rows = dict[str, dict[str, E]]
+
+
+class RouteTable(Generic[E]):
+    """Entries by path: the longest prefix wins, a path alone wins over `/*` at the same depth; look-up cost is flat in their number."""
+
+    def __init__(self, alone: _Rows[E], below: _Rows[E]) -> None:
+        """`alone` and `below` are entries by path (without `/*`) and method; `table_of` makes them of routes."""
+        self._alone = alone
+        self._below = below
+
+    def map(self, change: Callable[[E], F]) -> "RouteTable[F]":
+        """Return the same table of other entries, each made once of the entry whose place it takes."""
+        made: dict[int, F] = {}
+
+        def entry(old: E) -> F:
+            if id(old) not in made:
+                made[id(old)] = change(old)
+            return made[id(old)]
+
+        def rows(old: _Rows[E]) -> _Rows[F]:
+            return {path: {method: entry(found) for method, found in row.items()} for path, row in old.items()}
+
+        return RouteTable(rows(self._alone), rows(self._below))
+
+    def find(self, path: str) -> Mapping[str, E] | None:
+        """Return the entries of a decoded path by method, None where no route knows it."""
         rows = self._alone.get(path)
         if rows is not None:
             return rows
@@ -61,25 +78,42 @@ class RouteTable:
             path = path[: path.rfind("/")] if "/" in path else ""
         return None
 
-    def resolve(self, method: str, path: str) -> Route | None:
-        """Return the route of a plain request, None where no route knows its path.
+    def resolve(self, method: str, path: str) -> E | None:
+        """Return the entry of a plain request, None where no route knows its path.
 
         Raises MethodNotAllowed, and UpgradeRequired on a WebSocket address.
         """
         rows = self.find(path)
         if rows is None:
             return None
-        route = rows.get(method)
-        if route is None:
+        found = rows.get(method)
+        if found is None:
             raise MethodNotAllowed(allow=sorted(rows))
-        if route.kind == "websocket":
+        if found.kind == "websocket":
             raise UpgradeRequired
-        return route
+        return found
 
-    def resolve_websocket(self, path: str) -> Route | None:
-        """Return the route of a WebSocket handshake, None where there is none."""
-        route = (self.find(path) or {}).get("GET")
-        return route if route is not None and route.kind == "websocket" else None
+    def resolve_websocket(self, path: str) -> E | None:
+        """Return the entry of a WebSocket handshake, None where there is none."""
+        found = (self.find(path) or {}).get("GET")
+        return found if found is not None and found.kind == "websocket" else None
+
+
+def table_of(routes: Iterable[Route]) -> RouteTable[Route]:
+    """Return the table of routes. Raises RouteTableError when two claim the same requests, or there are too many."""
+    alone: _Rows[Route] = {}
+    below: _Rows[Route] = {}
+    for count, route in enumerate(routes, start=1):
+        if count > ROUTES_MAX:
+            raise RouteTableError(f"there are more routes than {ROUTES_MAX}, the most that are served")
+        rows = (below if route.covers_below else alone).setdefault(route.prefix, {})
+        for method in route.methods:
+            if method in rows:
+                raise RouteTableError(
+                    f"route {route.path}: {method} is claimed twice; keep it in one of the two routes"
+                )
+            rows[method] = route
+    return RouteTable(alone, below)
 
 
 def check_target(raw_path: bytes) -> None:

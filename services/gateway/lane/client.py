@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Send
 
+from services.gateway.lane.call import Call
 from services.gateway.lane.head import RequestHead
 from shared.errors import PROBLEM_MEDIA_TYPE, BodyTooLarge, Problem
-from shared.problems import body_of, send_problem
+from shared.problems import body_of
 
 KEPT_BYTES_MAX = 64 * 1024
 """Bodies declared up to this are read whole before the upstream is asked: a slow client then holds no connection of it."""
@@ -158,25 +159,29 @@ async def linger(receive: Receive) -> None:
         return
 
 
-async def refuse(
-    problem: Problem, *, scope: Scope, receive: Receive, send: Send, head: RequestHead, is_read: bool = False
-) -> None:
+async def refuse(problem: Problem, call: Call, *, receive: Receive, send: Send, is_read: bool = False) -> None:
     """Answer with a problem and leave the connection in a state that both sides agree on.
 
     `is_read` says that the whole body has been received.
     """
-    if is_read or not head.has_body or (_is_discardable(head) and problem.status != 400):
-        await send_problem(problem, scope, send)
-        return
-    body = body_of(problem, scope["path"])
+    head = call.head
+    body = body_of(problem, call.path)
+    call.status = problem.status
+    call.body_bytes = len(body)
     headers = [
         (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
-        (b"connection", b"close"),
         *((name.lower().encode(), value.encode("latin-1")) for name, value in problem.headers.items()),
+        *call.added,
     ]
+    is_agreed = is_read or not head.has_body or (_is_discardable(head) and problem.status != 400)
+    if not is_agreed or call.draining.is_set():
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    if is_agreed:
+        await send({"type": "http.response.body", "body": body})
+        return
     await send({"type": "http.response.body", "body": body, "more_body": True})
     if not head.expects_continue:
         await linger(receive)

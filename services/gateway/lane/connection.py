@@ -7,6 +7,7 @@ from typing import Protocol, cast
 
 import httptools
 
+from services.gateway.lane.forward import authority_of
 from services.gateway.lane.head import Headers, filter_response
 from shared.endpoints import Address
 
@@ -63,6 +64,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_parts",
         "_transport",
         "address",
+        "authority",
         "head",
         "idle_since",
         "is_busy",
@@ -74,6 +76,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def __init__(self, address: Address, owner: Owner) -> None:
         self.address = address
+        self.authority = authority_of(address)
         self._owner = owner
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None

@@ -1,41 +1,48 @@
-"""The door of the data path: every request is checked, matched and, where the route says so, signed in before its body is read."""
+"""The door of the data path: every request is checked, matched and taken through its route's policies before its body is read."""
 
-from urllib.parse import parse_qsl
+import asyncio
+from collections.abc import Awaitable, Callable
 
+import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.domain.admission import admit
-from services.gateway.domain.routing import RouteTable, check_target
+from services.gateway.domain.routing import check_target
+from services.gateway.lane.call import Call
 from services.gateway.lane.client import refuse
-from services.gateway.lane.exchange import Exchange, Upstreams, deadline_of
-from services.gateway.lane.head import RequestHead, check_authority, read_head
+from services.gateway.lane.exchange import Exchange, Upstreams
+from services.gateway.lane.head import check_authority, read_head
+from services.gateway.lane.plan import Plan, Plans
 from services.gateway.lane.websocket import WebSocketProxy, refuse_handshake
 from services.gateway.model import Route
 from shared import context
-from shared.errors import BodyTooLarge, NotFound, Problem, Unauthorized
-from shared.identity import bearer_of
-from shared.tokens import TokenVerifier
+from shared.errors import NotFound, Problem
+
+log = structlog.get_logger()
 
 
 class Lane:
-    """Pure ASGI: proxies what the route table knows and gives the rest to `inner`."""
+    """Pure ASGI, outermost: proxies what the plans know and gives the rest to `inner`, which has its own log and metrics."""
 
     def __init__(
         self,
         inner: ASGIApp,
-        table: RouteTable,
+        plans: Plans,
         *,
         upstreams: Upstreams,
-        verifier: TokenVerifier,
         websockets: WebSocketProxy,
+        draining: asyncio.Event,
         authorities: frozenset[str] = frozenset(),
     ) -> None:
         self._inner = inner
-        self._table = table
+        self._plans = plans
         self._upstreams = upstreams
-        self._verifier = verifier
         self._websockets = websockets
+        self._draining = draining
         self._authorities = authorities
+
+    def reconfigure(self, plans: Plans) -> None:
+        """Serve by other plans from the next request on; what is under way ends by its own."""
+        self._plans = plans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -46,66 +53,90 @@ class Lane:
             await self._inner(scope, receive, send)
 
     async def _on_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Read before anything is awaited: the server adds a chunked body's trailers to the same list as they come.
+        # Read before anything is awaited: a server could add a chunked body's trailers to the same list as they come.
         head, problem = read_head(scope)
-        try:
-            route = self._admit(scope, head, problem)
-            if route is not None:
-                deadline = deadline_of(route)
-                if route.auth != "public":
-                    await admit(self._verifier, _token_of(scope, head, route), route.auth)
-                if head.length is not None and head.length > route.body_bytes_max:
-                    raise BodyTooLarge(f"a body may have at most {route.body_bytes_max} bytes")
-        except Problem as refusal:
-            await refuse(refusal, scope=scope, receive=receive, send=send, head=head)
-            return
-        if route is None:
-            await self._inner(scope, receive, send)
-        else:
-            await Exchange(self._upstreams, route, scope=scope, receive=receive, send=send).run(head, deadline)
-
-    def _admit(self, scope: Scope, head: RequestHead, problem: Problem | None) -> Route | None:
-        """Return the route of a well-formed request, None where the gateway itself answers. Raises Problem."""
-        if problem is not None:
-            raise problem
-        check_target(scope["raw_path"])
-        route = self._table.resolve(scope["method"], scope["path"])
-        if route is not None:
-            # Not for the gateway's own probes: who asks them names an address, not a public host.
-            check_authority(head.host, self._authorities)
-        _name_route(route)
-        return route
-
-    async def _on_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head, problem = read_head(scope)
+        plans = self._plans
+        plan: Plan | None = None
         try:
             if problem is not None:
                 raise problem
-            check_authority(head.host, self._authorities)
             check_target(scope["raw_path"])
-            route = self._table.resolve_websocket(scope["path"])
-            if route is None:
-                raise NotFound
-            _name_route(route)
-            if route.auth != "public":
-                await admit(self._verifier, _token_of(scope, head, route), route.auth)
+            plan = plans.table.resolve(scope["method"], scope["path"])
+            if plan is not None:
+                # Not for the gateway's own probes: who asks them names an address, not a public host.
+                check_authority(head.host, self._authorities)
         except Problem as refusal:
-            await refuse_handshake(refusal, scope, receive, send)
+            problem = refusal
+        if plan is None and problem is None:
+            await self._inner(scope, receive, send)
             return
-        await self._websockets.run(route, head, scope=scope, receive=receive, send=send)
+        call = Call(scope, head, self._draining)
 
+        async def proxy(route: Route) -> None:
+            await Exchange(self._upstreams, route, call, receive=receive, send=send).run()
 
-def _name_route(route: Route | None) -> None:
-    found = context.current()
-    if found is not None and route is not None:
-        found.route = route.path
+        async def refuse_it(refusal: Problem) -> None:
+            await refuse(refusal, call, receive=receive, send=send)
 
+        await self._serve(
+            call, plan if plan is not None and problem is None else plans.unmatched, problem, proxy, refuse_it
+        )
 
-def _token_of(scope: Scope, head: RequestHead, route: Route) -> str:
-    if not head.authorization and route.query_token:
-        query: bytes = scope["query_string"]
-        for name, value in parse_qsl(query.decode("latin-1")):
-            if name == "token" and value:
-                return value
-        raise Unauthorized
-    return bearer_of(head.authorization.decode("latin-1"))
+    async def _on_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head, problem = read_head(scope)
+        plans = self._plans
+        plan: Plan | None = None
+        try:
+            if problem is not None:
+                raise problem
+            check_target(scope["raw_path"])
+            check_authority(head.host, self._authorities)
+            plan = plans.table.resolve_websocket(scope["path"])
+            if plan is None:
+                raise NotFound
+        except Problem as refusal:
+            problem = refusal
+        call = Call(scope, head, self._draining)
+
+        async def proxy(route: Route) -> None:
+            await self._websockets.run(route, call, scope=scope, receive=receive, send=send)
+
+        async def refuse_it(refusal: Problem) -> None:
+            await refuse_handshake(refusal, call, receive, send)
+
+        await self._serve(
+            call, plan if plan is not None and problem is None else plans.unmatched, problem, proxy, refuse_it
+        )
+
+    async def _serve(
+        self,
+        call: Call,
+        plan: Plan,
+        problem: Problem | None,
+        proxy: Callable[[Route], Awaitable[None]],
+        refuse_it: Callable[[Problem], Awaitable[None]],
+    ) -> None:
+        """Take a call through its plan; a problem has the plan of unmatched calls, which counts and logs it."""
+        route = plan.route
+        if route is not None:
+            call.set_deadline(route.timeout_s)
+        token = context.enter(call.context)
+        try:
+            for before in plan.before:
+                waiting = before(call)
+                if waiting is not None:
+                    await waiting
+            if problem is not None:
+                raise problem
+            assert route is not None
+            await proxy(route)
+        except Problem as refusal:
+            await refuse_it(refusal)
+        except Exception:
+            log.exception("request_failed", method=call.method, path=call.path[:512])
+            if call.status == 0:
+                await refuse_it(Problem())
+        finally:
+            for after in plan.after:
+                after(call)
+            context.leave(token)

@@ -5,18 +5,16 @@ import time
 from dataclasses import dataclass
 
 import structlog
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
 
 from services.gateway.lane.balance import Balancer
+from services.gateway.lane.call import Call
 from services.gateway.lane.client import ClientGone, ClientSide, frame, refuse
 from services.gateway.lane.connection import ClosedEarly, ResponseHead, UpstreamConnection, UpstreamFault
 from services.gateway.lane.forward import request_head
-from services.gateway.lane.head import RequestHead
 from services.gateway.lane.pool import ConnectFailed, Pool
 from services.gateway.lane.sweeper import TICK_S, Sweeper
 from services.gateway.model import Route
-from shared import context
-from shared.deadline import Deadline
 from shared.endpoints import Address
 from shared.errors import BadGateway, DeadlineExceeded, Problem, RequestTimeout, Unavailable
 
@@ -47,26 +45,24 @@ class Exchange:
 
     __slots__ = (
         "_address",
+        "_call",
         "_client",
         "_connection",
         "_due_at",
-        "_head",
         "_is_event_stream",
         "_is_started",
         "_receive",
         "_route",
-        "_scope",
         "_send",
-        "_started_at",
         "_task",
         "_upstreams",
         "_verdict",
     )
 
-    def __init__(self, upstreams: Upstreams, route: Route, *, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, upstreams: Upstreams, route: Route, call: Call, *, receive: Receive, send: Send) -> None:
         self._upstreams = upstreams
         self._route = route
-        self._scope = scope
+        self._call = call
         self._receive = receive
         self._send = send
         self._task: asyncio.Task[object] | None = None
@@ -76,12 +72,12 @@ class Exchange:
         self._is_started = False
         self._is_event_stream = False
 
-    async def run(self, head: RequestHead, deadline: Deadline) -> None:
+    async def run(self) -> None:
         """Proxy the request; every failure is answered here or, after the answer began, shown by an end that is no end."""
-        self._head = head
-        self._due_at = deadline.at
-        self._started_at = time.monotonic()
-        self._client = ClientSide(self._receive, head, limit=self._route.body_bytes_max, on_end=self.interrupt)
+        self._due_at = self._call.due_at
+        self._client = ClientSide(
+            self._receive, self._call.head, limit=self._route.body_bytes_max, on_end=self.interrupt
+        )
         task = self._task = asyncio.current_task()
         assert task is not None
         cancelling = task.cancelling()
@@ -116,7 +112,7 @@ class Exchange:
                 self.interrupt(DeadlineExceeded())
         elif self._is_event_stream and self._upstreams.sweeper.is_closing:
             self.interrupt(Drained())
-        elif now - self._started_at > TICK_S:
+        elif now - self._call.started_at > TICK_S:
             # Most exchanges are over before their first tick and never pay for the watching.
             self._client.watch()
 
@@ -132,19 +128,18 @@ class Exchange:
         await self._relay(answer)
 
     def _route_is_replayable(self) -> bool:
-        return self._scope["method"] in REPLAYABLE
+        return self._call.method in REPLAYABLE
 
     async def _ask(self, body: bytes, *, is_fresh: bool) -> ResponseHead | None:
         """Send the request and return the answer's head, None when a kept connection turned out to be closed."""
         connection = self._connection = await self._connect(is_fresh=is_fresh)
-        connection.start(is_head_request=self._scope["method"] == "HEAD")
-        head = self._head
+        connection.start(is_head_request=self._call.method == "HEAD")
         is_whole = self._client.is_finished
-        if head.is_chunked:
+        if self._call.head.is_chunked:
             body = frame(body, is_last=is_whole)
-        connection.write(
-            request_head(self._scope, head, address=connection.address, deadline=self._sent_deadline()) + body
-        )
+        # A service that is told a deadline ends its answer there; a stream has none.
+        head = request_head(self._call, authority=connection.authority, has_deadline=self._route.kind == "http")
+        connection.write(head + body)
         if not is_whole:
             self._client.pump(connection)
         try:
@@ -154,10 +149,6 @@ class Exchange:
                 raise
             self._let_go(is_spent=True)
             return None
-
-    def _sent_deadline(self) -> Deadline | None:
-        # A service that is told a deadline ends its answer there; a stream has none.
-        return Deadline(self._due_at) if self._route.kind == "http" else None
 
     async def _connect(self, *, is_fresh: bool) -> UpstreamConnection:
         """Return a connection to one of up to three replicas. Raises Unavailable."""
@@ -189,18 +180,21 @@ class Exchange:
     async def _relay(self, answer: ResponseHead) -> None:
         connection, send = self._connection, self._send
         assert connection is not None
-        headers = answer.headers
-        if not self._client.is_finished and answer.status >= 400:
-            # Refused while the upload still runs: what is left of it is not worth a connection.
-            headers = [*headers, (b"connection", b"close")]
+        call = self._call
+        headers = answer.headers + call.added
+        # Refused while the upload still runs: what is left of it is not worth a connection.
+        if call.draining.is_set() or (not self._client.is_finished and answer.status >= 400):
+            headers.append((b"connection", b"close"))
         is_stream = self._route.kind == "stream"
         self._is_started = True
         self._is_event_stream = answer.is_event_stream
+        call.status = answer.status
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         if is_stream:
             self._client.watch()
         while True:
             data, is_last = connection.take()
+            call.body_bytes += len(data)
             if is_last and not self._client.is_finished:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 data = b""
@@ -238,22 +232,4 @@ class Exchange:
             log.warning("answer_cut", upstream=self._route.service, reason=str(reason))
             return
         assert isinstance(reason, Problem)
-        await refuse(
-            reason, scope=self._scope, receive=self._receive, send=self._send, head=self._head, is_read=is_read
-        )
-
-
-def deadline_of(route: Route) -> Deadline:
-    """Return when a request's answer must be there: the route's total, or what the client asked for where that is sooner.
-
-    It becomes the deadline of the request's context. Raises DeadlineExceeded when it has passed.
-    """
-    deadline = Deadline.after(route.timeout_s)
-    found = context.current()
-    if found is not None:
-        if found.deadline is not None and found.deadline.at < deadline.at:
-            deadline = found.deadline
-        found.deadline = deadline
-    if deadline.expired:
-        raise DeadlineExceeded("the deadline had passed before the work began")
-    return deadline
+        await refuse(reason, self._call, receive=self._receive, send=self._send, is_read=is_read)

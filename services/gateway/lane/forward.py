@@ -1,50 +1,42 @@
 """The request as the upstream sees it: its own Host, the client's headers as they came, and what only the gateway may say."""
 
-from starlette.types import Scope
+import time
 
-from services.gateway.lane.head import Headers, RequestHead
-from shared import context
-from shared.deadline import Deadline
+from services.gateway.lane.call import Call
+from services.gateway.lane.head import Headers
 from shared.endpoints import Address
 
 
-def authority_of(address: Address) -> str:
+def authority_of(address: Address) -> bytes:
     """Return `host:port`, an IPv6 host in brackets."""
     host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
 
 
-def target_of(scope: Scope) -> bytes:
-    """Return the request's target, byte for byte."""
-    raw_path: bytes = scope["raw_path"]
-    query: bytes = scope["query_string"]
-    return raw_path + b"?" + query if query else raw_path
-
-
-def forwarding_headers(scope: Scope, head: RequestHead) -> Headers:
+def forwarding_headers(call: Call) -> Headers:
     """Return who asked, by what name and how, and the ids of the request; whatever the client said of these was dropped."""
     headers: Headers = []
-    if scope["client"]:
-        headers.append((b"x-forwarded-for", scope["client"][0].encode()))
-    headers.append((b"x-forwarded-proto", b"https" if scope["scheme"] in ("https", "wss") else b"http"))
-    if head.host:
-        headers.append((b"x-forwarded-host", head.host))
-    found = context.current()
-    if found is not None:
-        headers.append((b"x-request-id", found.request_id.encode()))
-        headers.append((b"traceparent", found.traceparent.encode()))
+    if call.address:
+        headers.append((b"x-forwarded-for", call.address.encode()))
+    headers.append((b"x-forwarded-proto", b"https" if call.scheme in ("https", "wss") else b"http"))
+    if call.head.host:
+        headers.append((b"x-forwarded-host", call.head.host))
+    headers.append((b"x-request-id", call.context.request_id.encode()))
+    headers.append((b"traceparent", call.context.traceparent.encode()))
     return headers
 
 
-def request_head(scope: Scope, head: RequestHead, *, address: Address, deadline: Deadline | None) -> bytes:
-    """Return the bytes of the request's head for one upstream."""
-    parts = [scope["method"].encode(), b" ", target_of(scope), b" HTTP/1.1\r\nhost: ", authority_of(address).encode()]
+def request_head(call: Call, *, authority: bytes, has_deadline: bool) -> bytes:
+    """Return the bytes of the request's head for one upstream; `has_deadline` tells it how long the answer is waited for."""
+    head = call.head
+    parts = [call.method.encode(), b" ", call.target, b" HTTP/1.1\r\nhost: ", authority]
     for name, value in head.passed:
         parts += (b"\r\n", name, b": ", value)
-    for name, value in forwarding_headers(scope, head):
+    for name, value in forwarding_headers(call):
         parts += (b"\r\n", name, b": ", value)
-    if deadline is not None:
-        parts += (b"\r\nx-request-timeout-ms: ", deadline.header_value().encode())
+    if has_deadline:
+        left_ms = max(0, int((call.due_at - time.monotonic()) * 1000))
+        parts += (b"\r\nx-request-timeout-ms: ", str(left_ms).encode())
     if head.is_chunked:
         parts.append(b"\r\ntransfer-encoding: chunked")
     elif head.length is not None:

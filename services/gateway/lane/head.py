@@ -74,31 +74,78 @@ _END_TO_END = frozenset(
 )
 
 
+_NOTED = {
+    b"host": "host",
+    b"authorization": "authorization",
+    b"origin": "origin",
+    b"accept-encoding": "accept_encoding",
+    b"idempotency-key": "idempotency_key",
+    b"x-request-id": "request_id",
+    b"traceparent": "traceparent",
+    b"x-request-timeout-ms": "timeout_ms",
+    b"x-forwarded-for": "forwarded_for",
+    b"x-forwarded-proto": "forwarded_proto",
+    b"connection": "connection",
+    b"content-encoding": "content_encoding",
+    b"content-length": "content_length",
+    b"transfer-encoding": "transfer_encoding",
+    b"expect": "expect",
+    b"upgrade": "upgrade",
+}
+"""What the gateway itself reads, and the field of RequestHead it goes to."""
+
+_LISTS = frozenset({"accept_encoding", "connection", "content_encoding", "forwarded_for", "expect", "upgrade"})
+"""Fields whose value may be carried on by further lines (RFC 9110, section 5.3)."""
+
+_FIRST_STANDS = frozenset({"request_id", "traceparent", "timeout_ms", "forwarded_proto"})
+
+
 @lru_cache(maxsize=1024)
-def _passes(name: bytes) -> bool:
-    """Tell whether a header of this name may reach a service; identity and forwarding headers are the gateway's to set."""
+def _rule(name: bytes) -> tuple[bool, str | None]:
+    """Tell whether a header of this name may reach a service, and which field the gateway reads it into, if any.
+
+    Identity and forwarding headers are the gateway's to set.
+    """
     # CGI-style servers read `X_User` as `X-User`: such a name is a way around every filter.
-    return not (name in HOP_BY_HOP or name in _REPLACED or b"_" in name or name.startswith(_FORGEABLE))
+    passes = not (name in HOP_BY_HOP or name in _REPLACED or b"_" in name or name.startswith(_FORGEABLE))
+    return passes, _NOTED.get(name)
 
 
 @dataclass(slots=True)
 class RequestHead:
     """What the gateway needs to know of a request's head; `passed` are the headers that go on to the service.
 
-    `length` is the declared body length, None where none was declared.
+    `length` is the declared body length, None where none was declared. `repeated` names a field that came twice but may not.
     """
 
-    host: bytes = b""
     passed: Headers = field(default_factory=list)
     length: int | None = None
     is_chunked: bool = False
-    expects_continue: bool = False
+    repeated: str = ""
+    host: bytes = b""
     authorization: bytes = b""
     origin: bytes = b""
+    accept_encoding: bytes = b""
+    idempotency_key: bytes = b""
+    request_id: bytes = b""
+    traceparent: bytes = b""
+    timeout_ms: bytes = b""
+    forwarded_for: bytes = b""
+    forwarded_proto: bytes = b""
+    connection: bytes = b""
+    content_encoding: bytes = b""
+    content_length: bytes = b""
+    transfer_encoding: bytes = b""
+    expect: bytes = b""
+    upgrade: bytes = b""
 
     @property
     def has_body(self) -> bool:
         return self.is_chunked or bool(self.length)
+
+    @property
+    def expects_continue(self) -> bool:
+        return bool(self.expect)
 
 
 def read_head(scope: Scope) -> tuple[RequestHead, Problem | None]:
@@ -107,41 +154,36 @@ def read_head(scope: Scope) -> tuple[RequestHead, Problem | None]:
     The problem is returned, not raised: refusing well still needs to know whether a body follows.
     """
     head = RequestHead()
-    hosts, fields, size, upgrades = 0, 0, 0, False
-    connection, encoding, transfer = b"", b"", b""
-    for name, value in scope["headers"]:
-        fields += 1
-        size += len(name) + len(value) + 4
-        if _passes(name):
-            head.passed.append((name, value))
-            if name == b"authorization":
-                head.authorization = value
-            elif name == b"origin":
-                head.origin = value
-            elif name == b"content-encoding":
-                encoding = value
-        elif name == b"host":
-            hosts += 1
-            head.host = value
-        elif name == b"content-length":
-            head.length = int(value) if value.isdigit() else head.length
-        elif name == b"transfer-encoding":
-            transfer = value
-        elif name == b"connection":
-            connection = connection + b"," + value if connection else value
-        elif name == b"expect":
-            head.expects_continue = True
-        elif name == b"upgrade":
-            upgrades = True
-    head.is_chunked = bool(transfer)
-    if connection:
-        strip_named(head.passed, connection)
-    problem = _size_problem(scope, fields, size) or _host_problem(scope, hosts, head.host)
-    if problem is None and (transfer or encoding or upgrades):
-        problem = _framing_problem(
-            scope, head, transfer=transfer, encoding=encoding, upgrades=upgrades and b"upgrade" in connection.lower()
-        )
+    size = 0
+    headers, passed, seen = scope["headers"], head.passed, set[str]()
+    for pair in headers:
+        name, value = pair
+        size += len(name) + len(value)
+        passes, noted = _rule(name)
+        if passes:
+            passed.append(pair)
+        if noted is not None:
+            if noted in seen:
+                _repeat(head, noted, value)
+            else:
+                seen.add(noted)
+                setattr(head, noted, value)
+    if head.content_length.isdigit():
+        head.length = int(head.content_length)
+    head.is_chunked = bool(head.transfer_encoding)
+    if head.connection:
+        strip_named(passed, head.connection)
+    problem = _size_problem(scope, len(headers), size + 4 * len(headers)) or _repetition_problem(scope, head, seen)
+    if problem is None and (head.is_chunked or head.content_encoding or head.upgrade):
+        problem = _framing_problem(scope, head)
     return head, problem
+
+
+def _repeat(head: RequestHead, field_name: str, value: bytes) -> None:
+    if field_name in _LISTS:
+        setattr(head, field_name, getattr(head, field_name) + b"," + value)
+    elif field_name not in _FIRST_STANDS:
+        head.repeated = field_name.replace("_", "-")
 
 
 def _size_problem(scope: Scope, fields: int, size: int) -> Problem | None:
@@ -154,25 +196,29 @@ def _size_problem(scope: Scope, fields: int, size: int) -> Problem | None:
     return None
 
 
-def _host_problem(scope: Scope, hosts: int, host: bytes) -> Problem | None:
-    # RFC 9112, section 3.2; only HTTP/1.0 may leave it out.
-    if hosts == 0 and scope["http_version"] == "1.0":
-        return None
-    if hosts != 1 or not _HOST.fullmatch(host):
+def _repetition_problem(scope: Scope, head: RequestHead, seen: set[str]) -> Problem | None:
+    # RFC 9112, section 3.2; only HTTP/1.0 may leave Host out.
+    is_old = scope["http_version"] == "1.0" and "host" not in seen
+    if not is_old and (head.repeated == "host" or not _HOST.fullmatch(head.host)):
         return BadRequest("a request must have exactly one valid Host", code="bad_host")
+    if head.repeated in ("content-length", "transfer-encoding"):
+        return BadRequest("the length of the body is ambiguous", code="ambiguous_framing")
+    if head.repeated:
+        # Gateway and service could each believe another one of the two.
+        return BadRequest(f"a request may have one {head.repeated} header", code="repeated_header")
     return None
 
 
-def _framing_problem(
-    scope: Scope, head: RequestHead, *, transfer: bytes, encoding: bytes, upgrades: bool
-) -> Problem | None:
-    if transfer and (
-        scope["http_version"] == "1.0" or head.length is not None or transfer.strip().lower() != b"chunked"
+def _framing_problem(scope: Scope, head: RequestHead) -> Problem | None:
+    if head.is_chunked and (
+        scope["http_version"] == "1.0"
+        or head.length is not None
+        or head.transfer_encoding.strip().lower() != b"chunked"
     ):
         return BadRequest("the length of the body is ambiguous", code="ambiguous_framing")
-    if encoding.strip().lower() not in (b"", b"identity"):
+    if head.content_encoding.strip().lower() not in (b"", b"identity"):
         return UnsupportedMediaType("compressed request bodies are not accepted")
-    if upgrades and scope["type"] == "http" and head.has_body:
+    if head.upgrade and b"upgrade" in head.connection.lower() and scope["type"] == "http" and head.has_body:
         # The parser stops reading the body of an upgrade; what follows would be taken for a request of its own.
         return BadRequest("a request for an upgrade must have no body", code="ambiguous_framing")
     return None
@@ -195,7 +241,9 @@ _WITHHELD = HOP_BY_HOP | frozenset(
         # The server in front writes its own; two would contradict each other.
         b"date",
         b"server",
+        # Of every answer, so not of some twice.
         b"x-request-id",
+        b"x-content-type-options",
     }
 )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import Protocol
 
 from services.gateway.lane.pool import Pool
@@ -25,8 +26,10 @@ class Sweeper:
     `is_closing` turns true when the drain's waiting is over: then no new client comes, and what never ends by itself has to be ended.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, always: Iterable[Swept] = ()) -> None:
+        """`always` are told the time as long as this runs, without being counted."""
         self._pool = pool
+        self._always = tuple(always)
         self._closes_at: float | None = None
         self._swept: set[Swept] = set()
         self.is_closing = False
@@ -48,7 +51,7 @@ class Sweeper:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
             self._see_drain(draining, now + drain_wait_s, now)
-            for item in tuple(self._swept):
+            for item in (*self._swept, *self._always):
                 item.on_tick(now)
             ticks += 1
             if ticks % POOL_TICKS == 0:

@@ -14,9 +14,10 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from services.gateway.lane.balance import Balancer
+from services.gateway.lane.call import Call
 from services.gateway.lane.exchange import CONNECTS_MAX
-from services.gateway.lane.forward import forwarding_headers, target_of
-from services.gateway.lane.head import Headers, RequestHead, filter_response
+from services.gateway.lane.forward import forwarding_headers
+from services.gateway.lane.head import Headers, filter_response
 from services.gateway.lane.pool import CONNECT_TIMEOUT_S
 from services.gateway.model import Route
 from shared.endpoints import Address
@@ -128,50 +129,27 @@ class WebSocketProxy:
         self._balancer = balancer
         self._origins = origins
 
-    async def run(self, route: Route, head: RequestHead, *, scope: Scope, receive: Receive, send: Send) -> None:
+    async def run(self, route: Route, call: Call, *, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one handshake and, where the service takes it, the connection."""
         address: Address | None = None
         try:
-            self._check_origin(scope, head)
+            _check_origin(call, self._origins)
             async with asyncio.timeout(route.timeout_s):
-                upstream, address = await self._open(route, head, scope)
+                upstream, address = await self._open(route, call, scope)
         except TimeoutError:
-            await refuse_handshake(DeadlineExceeded("the service did not answer in time"), scope, receive, send)
-            return
+            raise DeadlineExceeded("the service did not answer in time") from None
         except InvalidStatus as refused:
-            await _pass_refusal(refused, scope, receive, send)
+            await _pass_refusal(refused, call, receive, send)
             return
         except (InvalidHandshake, EOFError) as error:
             log.warning("upstream_failed", upstream=route.service, reason=type(error).__name__)
-            await refuse_handshake(BadGateway(), scope, receive, send)
-            return
-        except Problem as problem:
-            await refuse_handshake(problem, scope, receive, send)
-            return
+            raise BadGateway from error
         try:
-            await self._serve(upstream, receive, send)
+            await _serve(upstream, call, receive, send)
         finally:
             self._balancer.end(address)
 
-    async def _serve(self, upstream: ClientConnection, receive: Receive, send: Send) -> None:
-        try:
-            await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": []})
-        except BaseException:
-            upstream.transport.abort()
-            raise
-        await _Bridge(upstream, receive, send).run()
-
-    def _check_origin(self, scope: Scope, head: RequestHead) -> None:
-        """Browsers send cookies and let any page open a WebSocket anywhere; `Origin` says which page it was."""
-        if not head.origin:
-            return
-        origin = head.origin.decode("latin-1").lower()
-        own = head.host.decode("latin-1").lower()
-        if origin in self._origins or origin in (f"http://{own}", f"https://{own}"):
-            return
-        raise Forbidden("this origin may not open a WebSocket here", code="origin_not_allowed")
-
-    async def _open(self, route: Route, head: RequestHead, scope: Scope) -> tuple[ClientConnection, Address]:
+    async def _open(self, route: Route, call: Call, scope: Scope) -> tuple[ClientConnection, Address]:
         """Return an open upstream connection, counted at its address. Raises what a handshake can, and Unavailable."""
         tried: list[Address] = []
         while len(tried) < CONNECTS_MAX:
@@ -180,7 +158,7 @@ class WebSocketProxy:
                 break
             self._balancer.begin(address)
             try:
-                return await _handshake(address, head, scope), address
+                return await _handshake(address, call, scope), address
             except OSError:
                 self._balancer.end(address)
                 self._balancer.refused(address)
@@ -191,9 +169,30 @@ class WebSocketProxy:
         raise Unavailable(f"the service {route.service} takes no connection", code="no_upstream")
 
 
-async def _handshake(address: Address, head: RequestHead, scope: Scope) -> ClientConnection:
+async def _serve(upstream: ClientConnection, call: Call, receive: Receive, send: Send) -> None:
+    call.status = 101
+    try:
+        await send({"type": "websocket.accept", "subprotocol": upstream.subprotocol, "headers": call.added})
+    except BaseException:
+        upstream.transport.abort()
+        raise
+    await _Bridge(upstream, receive, send).run()
+
+
+def _check_origin(call: Call, origins: frozenset[str]) -> None:
+    """Browsers send cookies and let any page open a WebSocket anywhere; `Origin` says which page it was."""
+    if not call.head.origin:
+        return
+    origin = call.head.origin.decode("latin-1").lower()
+    own = call.head.host.decode("latin-1").lower()
+    if origin in origins or origin in (f"http://{own}", f"https://{own}"):
+        return
+    raise Forbidden("this origin may not open a WebSocket here", code="origin_not_allowed")
+
+
+async def _handshake(address: Address, call: Call, scope: Scope) -> ClientConnection:
     """Connect and shake hands with one replica, with no redirect followed. Raises OSError where nothing took the connection."""
-    path, _, query = target_of(scope).decode("ascii").partition("?")
+    path, _, query = call.target.decode("ascii").partition("?")
     subprotocols = [Subprotocol(name) for name in scope["subprotocols"] if name]
     protocol = ClientProtocol(
         WebSocketURI(secure=False, host=address[0], port=address[1], path=path, query=query),
@@ -213,7 +212,7 @@ async def _handshake(address: Address, head: RequestHead, scope: Scope) -> Clien
     except TimeoutError as error:
         raise ConnectionError("no connection in time") from error
     passed = HandshakeHeaders()
-    for name, value in (*head.passed, *forwarding_headers(scope, head)):
+    for name, value in (*call.head.passed, *forwarding_headers(call)):
         # Those of the handshake are each hop's own.
         if not name.startswith(b"sec-websocket-"):
             passed[name.decode("latin-1")] = value.decode("latin-1")
@@ -226,31 +225,34 @@ async def _handshake(address: Address, head: RequestHead, scope: Scope) -> Clien
     return connection
 
 
-async def _pass_refusal(refused: InvalidStatus, scope: Scope, receive: Receive, send: Send) -> None:
+async def _pass_refusal(refused: InvalidStatus, call: Call, receive: Receive, send: Send) -> None:
     """Give a service's refusal of the handshake to the client as it is."""
     response = refused.response
     if not 400 <= response.status_code <= 599:
-        await refuse_handshake(BadGateway(), scope, receive, send)
+        await refuse_handshake(BadGateway(), call, receive, send)
         return
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
     headers = filter_response(raw, has_length=False)
     refusal = _Refusal(response.status_code, headers, bytes(response.body or b""))
-    await _send_refusal(refusal, receive, send)
+    await _send_refusal(refusal, call, receive, send)
 
 
-async def refuse_handshake(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+async def refuse_handshake(problem: Problem, call: Call, receive: Receive, send: Send) -> None:
     """Answer a handshake with a problem as plain HTTP, which says more than a closed socket."""
     headers = [
         (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
         (b"cache-control", b"no-store"),
         *((name.lower().encode(), value.encode("latin-1")) for name, value in problem.headers.items()),
     ]
-    await _send_refusal(_Refusal(problem.status, headers, body_of(problem, scope["path"])), receive, send)
+    await _send_refusal(_Refusal(problem.status, headers, body_of(problem, call.path)), call, receive, send)
 
 
-async def _send_refusal(refusal: _Refusal, receive: Receive, send: Send) -> None:
+async def _send_refusal(refusal: _Refusal, call: Call, receive: Receive, send: Send) -> None:
+    call.status = refusal.status
+    call.body_bytes = len(refusal.body)
+    headers = [*refusal.headers, *call.added]
     try:
-        await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": refusal.headers})
+        await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": headers})
         await send({"type": "websocket.http.response.body", "body": refusal.body, "more_body": False})
         # uvicorn calls a handshake unfinished, and logs an error, until the refused client's connection is closed; it says
         # "disconnect" once for the refusal and once for the close.

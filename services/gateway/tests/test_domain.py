@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 
 from services.gateway.domain.config import ConfigError, check, parse_config
 from services.gateway.domain.defaults import default_config
-from services.gateway.domain.routing import RouteTable, RouteTableError, UpgradeRequired, check_target
+from services.gateway.domain.routing import RouteTable, RouteTableError, UpgradeRequired, check_target, table_of
 from services.gateway.model import GatewayConfig, Route
 from shared.errors import BadRequest, MethodNotAllowed
 
 BASE = default_config(is_production=False)
 
 
-def default_table(*, is_production: bool) -> RouteTable:
+def default_table(*, is_production: bool) -> RouteTable[Route]:
     return check(default_config(is_production=is_production))
 
 
@@ -41,35 +41,35 @@ def plainly(table_paths: list[str], path: str) -> str | None:
 @given(st.sets(st.tuples(paths, st.booleans()), max_size=8), paths)
 def test_look_up_agrees_with_the_rule(rows: set[tuple[str, bool]], path: str) -> None:
     table_paths = [f"{prefix}/*" if is_below else prefix for prefix, is_below in rows]
-    table = RouteTable(route(p) for p in table_paths)
+    table = table_of(route(p) for p in table_paths)
     found = table.resolve("GET", path)
     assert (found.path if found else None) == plainly(table_paths, path)
 
 
 def test_prefix_does_not_take_a_longer_segment() -> None:
-    table = RouteTable([route("/users/*")])
+    table = table_of([route("/users/*")])
     assert table.resolve("GET", "/users2") is None
     assert table.resolve("GET", "/users") is not None
     assert table.resolve("GET", "/users/") is not None
 
 
 def test_path_alone_does_not_take_what_is_below() -> None:
-    assert RouteTable([route("/users")]).resolve("GET", "/users/1") is None
+    assert table_of([route("/users")]).resolve("GET", "/users/1") is None
 
 
 def test_deep_path_is_found_by_its_prefix() -> None:
-    assert RouteTable([route("/a/*")]).resolve("GET", "/a" * 5000) is not None
+    assert table_of([route("/a/*")]).resolve("GET", "/a" * 5000) is not None
 
 
 def test_other_method_is_not_allowed_and_all_known_are_named() -> None:
-    table = RouteTable([route("/a"), route("/a", methods=("POST", "PUT"))])
+    table = table_of([route("/a"), route("/a", methods=("POST", "PUT"))])
     with pytest.raises(MethodNotAllowed) as refused:
         table.resolve("DELETE", "/a")
     assert refused.value.headers["Allow"] == "GET, POST, PUT"
 
 
 def test_routes_of_one_path_may_share_it_by_method() -> None:
-    table = RouteTable([route("/a", "one"), route("/a", "two", ("POST",))])
+    table = table_of([route("/a", "one"), route("/a", "two", ("POST",))])
     found = table.resolve("POST", "/a")
     assert found is not None
     assert found.service == "two"
@@ -77,11 +77,11 @@ def test_routes_of_one_path_may_share_it_by_method() -> None:
 
 def test_method_claimed_twice_is_refused() -> None:
     with pytest.raises(RouteTableError, match="route /a: GET is claimed twice"):
-        RouteTable([route("/a"), route("/a")])
+        table_of([route("/a"), route("/a")])
 
 
 def test_websocket_address_is_for_handshakes_only() -> None:
-    table = RouteTable([route("/ws", kind="websocket"), route("/plain")])
+    table = table_of([route("/ws", kind="websocket"), route("/plain")])
     with pytest.raises(UpgradeRequired):
         table.resolve("GET", "/ws")
     assert table.resolve_websocket("/ws") is not None

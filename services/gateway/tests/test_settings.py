@@ -79,4 +79,4 @@ def test_private_port_is_only_known_beside_a_public_socket(monkeypatch):
 
 def test_body_limit_holds_for_every_route_of_the_default_table(monkeypatch):
     monkeypatch.setenv("RH_GATEWAY_BODY_BYTES_MAX", "2048")
-    assert {route.body_bytes_max for route in _table(load(GatewaySettings)).routes} == {2048}
+    assert {route.body_bytes_max for route in load(GatewaySettings).read_config("").routes} == {2048}

@@ -1,0 +1,74 @@
+"""The access log: one line a request, written as bytes and in batches.
+
+A line through structlog's processors costs 20 to 30 µs, a large part of all that a request costs; here it is a dict and one pass of
+orjson. Lines wait at most a tick of the sweeper; on a terminal, and for levels that leave INFO out, structlog decides.
+"""
+
+import time
+from datetime import UTC, datetime
+
+import orjson
+import structlog
+
+from services.gateway.lane.call import Call
+from shared.log import JsonLines, json_lines, mask
+
+BUFFERED_BYTES_MAX = 64 * 1024
+PATH_CHARS_MAX = 512
+NO_ANSWER = 499
+"""The client went away before there was an answer (the convention nginx began)."""
+
+
+class AccessLog:
+    """Writes what a finished call was."""
+
+    def __init__(self) -> None:
+        self._log = structlog.get_logger()
+        self._lines: list[bytes] = []
+        self._bytes = 0
+        self._sink: JsonLines | None = json_lines()
+
+    def write(self, call: Call, route: str) -> None:
+        """Note one call."""
+        found = call.context
+        path = call.path
+        fields = {
+            "event": "request",
+            "method": call.method,
+            "path": mask(path[:PATH_CHARS_MAX]) if len(path) > PATH_CHARS_MAX or "eyJ" in path or "@" in path else path,
+            "route": route,
+            "status": call.status or NO_ANSWER,
+            "duration_ms": round((time.monotonic() - call.started_at) * 1000, 2),
+            "body_bytes": call.body_bytes,
+            "client": call.address,
+            "request_id": found.request_id,
+            "trace_id": found.traceparent[3:35],
+        }
+        if found.subject:
+            fields["user_id"] = found.subject
+        sink = self._sink
+        if sink is None:
+            self._log.info(**fields)
+            return
+        fields["level"] = "info"
+        fields["time"] = _now()
+        line = orjson.dumps(fields)
+        self._lines.append(line[:-1] + sink.tail)
+        self._bytes += len(line)
+        if self._bytes > BUFFERED_BYTES_MAX:
+            self.flush()
+
+    def on_tick(self, _: float) -> None:
+        """See Sweeper."""
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits; also the last thing before the process ends."""
+        if self._lines and self._sink is not None:
+            self._sink.write(b"".join(self._lines))
+            self._lines.clear()
+            self._bytes = 0
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()[:26] + "Z"

@@ -1,0 +1,107 @@
+"""The policies of a route, outermost first: log, metrics, addresses, sign-in, deadline and size. One small class each."""
+
+import time
+from collections.abc import Awaitable
+from typing import Any
+from urllib.parse import parse_qsl
+
+from services.gateway.domain.admission import check_role, verify
+from services.gateway.lane.access import NO_ANSWER, AccessLog
+from services.gateway.lane.call import Call
+from services.gateway.model import Auth, Route
+from shared.errors import BodyTooLarge, DeadlineExceeded, Unauthorized
+from shared.identity import bearer_of
+from shared.metrics import UNMATCHED, Metrics
+from shared.tokens import TokenVerifier
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET"})
+
+
+class Logged:
+    """Every call leaves a line."""
+
+    def __init__(self, log: AccessLog, route: Route | None) -> None:
+        self._log = log
+        self._route = route.path if route is not None else UNMATCHED
+
+    def before(self, call: Call) -> None:
+        call.context.route = self._route
+
+    def after(self, call: Call) -> None:
+        self._log.write(call, self._route)
+
+
+class Counted:
+    """Every call is counted and timed. The labelled children are kept: looking one up costs more than counting with it."""
+
+    def __init__(self, metrics: Metrics, route: Route | None) -> None:
+        self._metrics = metrics
+        self._route = route.path if route is not None else UNMATCHED
+        self._active = {kind: metrics.active_connections.labels(kind) for kind in ("http", "websocket")}
+        # Bounded: nine methods times the statuses that exist.
+        self._totals: dict[tuple[str, int], Any] = {}
+        self._times: dict[str, Any] = {}
+
+    def before(self, call: Call) -> None:
+        self._active[call.kind].inc()
+
+    def after(self, call: Call) -> None:
+        self._active[call.kind].dec()
+        method = call.method if call.method in _METHODS else "other"
+        key = (method, call.status or NO_ANSWER)
+        total = self._totals.get(key)
+        if total is None:
+            total = self._totals[key] = self._metrics.requests_total.labels(method, self._route, str(key[1]))
+        total.inc()
+        if call.kind == "http":
+            times = self._times.get(method)
+            if times is None:
+                times = self._times[method] = self._metrics.request_duration_seconds.labels(method, self._route)
+            times.observe(time.monotonic() - call.started_at)
+
+
+class SignIn:
+    """The token that the route asks for; one verified before is only looked up."""
+
+    def __init__(self, verifier: TokenVerifier, *, auth: Auth, has_query_token: bool) -> None:
+        self._verifier = verifier
+        self._auth = auth
+        self._has_query_token = has_query_token
+
+    def before(self, call: Call) -> Awaitable[None] | None:
+        token = self._token_of(call)
+        identity = self._verifier.remembered(token)
+        if identity is None:
+            return self._verify(call, token)
+        call.identity = identity
+        call.context.subject = identity.subject
+        check_role(identity, self._auth)
+        return None
+
+    async def _verify(self, call: Call, token: str) -> None:
+        identity = await verify(self._verifier, token)
+        call.identity = identity
+        call.context.subject = identity.subject
+        check_role(identity, self._auth)
+
+    def _token_of(self, call: Call) -> str:
+        if not call.head.authorization and self._has_query_token:
+            for name, value in parse_qsl(call.query.decode("latin-1")):
+                if name == "token" and value:
+                    return value
+            raise Unauthorized
+        return bearer_of(call.head.authorization.decode("latin-1"))
+
+
+class Due:
+    """No work that nobody waits for, and no body over the route's limit: both known before anything is read."""
+
+    def __init__(self, route: Route) -> None:
+        self._body_bytes_max = route.body_bytes_max
+
+    def before(self, call: Call) -> None:
+        if call.due_at <= time.monotonic():
+            raise DeadlineExceeded("the deadline had passed before the work began")
+        length = call.head.length
+        if length is not None and length > self._body_bytes_max:
+            raise BodyTooLarge(f"a body may have at most {self._body_bytes_max} bytes")
