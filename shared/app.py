@@ -1,7 +1,7 @@
 """Assembly: one call turns a service's routes and resources into the application that is served."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -32,6 +32,8 @@ class Runtime:
     tasks: Supervisor = field(default_factory=Supervisor)
     start_is_refused: bool = False
     """Set where the start failed for a reason that trying again does not change."""
+    expose: Callable[[], Awaitable[bytes]] | None = None
+    """What `/metrics` answers where one process speaks for several; else this process's own metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ def _probes(runtime: Runtime) -> APIRouter:
 
     @router.get("/metrics")
     async def exposition(_: Request) -> Response:
-        return Response(runtime.metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+        text = runtime.metrics.exposition() if runtime.expose is None else await runtime.expose()
+        return Response(text, media_type=metrics.CONTENT_TYPE)
 
     return router

@@ -79,18 +79,46 @@ def config_of(app: Application) -> uvicorn.Config:
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket. Raises OSError, as when the port is taken."""
+    return _listen(_bind(host, port))
+
+
+def listen_together(host: str, port: int, count: int) -> list[socket.socket]:
+    """Return `count` sockets that listen on one port; the system spreads new connections over them (Linux).
+
+    Raises OSError, as when somebody else has the port.
+    """
+    if port:
+        # Ours alone first: with SO_REUSEPORT a second group of the same user would quietly be given half of our clients.
+        _bind(host, port).close()
+    found = [_bind(host, port, is_shared=True)]
+    port = found[0].getsockname()[1]
+    found += [_bind(host, port, is_shared=True) for _ in range(count - 1)]
+    return [_listen(each) for each in found]
+
+
+def _bind(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With its protocol named: asyncio switches Nagle's delay (40 ms a small answer) off only where it sees TCP.
     found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         found.bind((host, port))
-        found.listen(LISTEN_BACKLOG)
     except OSError:
         found.close()
         raise
     found.set_inheritable(False)
     return found
+
+
+def _listen(bound: socket.socket) -> socket.socket:
+    try:
+        bound.listen(LISTEN_BACKLOG)
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 def main(
@@ -103,6 +131,12 @@ def main(
     `sockets(settings)` may add listening sockets to the service's own. Exit codes: 0 drained, 78 refused to start until
     something is changed, 1 could not start.
     """
+    settings = read(settings_type)
+    run(settings, create, [*open_sockets(settings), *sockets(settings)])
+
+
+def read(settings_type: type[S]) -> S:
+    """Return the settings, with logging set up; where they do not fit, say so in a sentence and exit 78."""
     name = settings_type.service
     try:
         settings = load(settings_type)
@@ -110,22 +144,36 @@ def main(
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - logging is set up by the settings that failed
         sys.exit(EXIT_CONFIG)
     log.set_up(service=name, replica=settings.replica_name, level=settings.log_level)
+    return settings
+
+
+def open_sockets(settings: Settings, *, count: int = 1) -> list[socket.socket]:
+    """Return `count` sockets that listen on the service's own port; where that fails, say why and exit 1."""
     try:
-        own = listen(settings.host, settings.port)
+        if count == 1:
+            return [listen(settings.host, settings.port)]
+        return listen_together(settings.host, settings.port, count)
     except OSError as error:
         structlog.get_logger().error(
             "start_failed", reason=f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
         )
         sys.exit(1)
+
+
+def run(settings: S, create: Callable[[S], Application], sockets: Sequence[socket.socket]) -> NoReturn:
+    """Serve on listening sockets until told to stop, then exit as `main` says; the sockets are closed."""
     try:
         app = create(settings)
     except CannotStart as error:
         structlog.get_logger().error("start_failed", reason=str(error))
         sys.exit(EXIT_CONFIG)
     server = Server(config_of(app), app)
-    # uvicorn leaves a failed start by SystemExit with a code of its own.
-    with contextlib.closing(own), contextlib.suppress(SystemExit):
-        server.run(sockets=[own, *sockets(settings)])
+    with contextlib.ExitStack() as stack:
+        for each in sockets:
+            stack.enter_context(contextlib.closing(each))
+        # uvicorn leaves a failed start by SystemExit with a code of its own.
+        stack.enter_context(contextlib.suppress(SystemExit))
+        server.run(sockets=list(sockets))
     if app.runtime.start_is_refused:
         sys.exit(EXIT_CONFIG)
     sys.exit(0 if server.started else 1)

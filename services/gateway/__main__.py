@@ -1,7 +1,5 @@
-"""Runs one gateway process until it is told to stop."""
+"""Runs the gateway until it is told to stop: one process, or as many as RH_GATEWAY_WORKERS says."""
 
-from services.gateway.app import create, public_sockets
-from services.gateway.settings import GatewaySettings
-from shared.serve import main
+from services.gateway.app import main
 
-main(GatewaySettings, create, public_sockets)
+main()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 from starlette.types import ASGIApp
 
@@ -21,9 +22,15 @@ from services.gateway.lane.websocket import WebSocketProxy
 from services.gateway.model import Route
 from services.gateway.routes import MetricsGuard
 from services.gateway.settings import GatewaySettings
+from services.gateway.workers import exposition
+from services.gateway.workers.seat import Seat
+from services.gateway.workers.siblings import Siblings
+from shared import log
 from shared.app import Application, Opened, Runtime, build
 from shared.endpoints import Address, Endpoints
 from shared.http import JwksOverHttp, open_client
+from shared.serve import open_sockets, read, run
+from shared.settings import load
 from shared.tokens import TokenVerifier
 
 ISSUER_SERVICE = "users"
@@ -40,10 +47,11 @@ class Parts:
     balancer: Balancer
     sweeper: Sweeper
     access_log: AccessLog
+    siblings: Siblings
 
 
-def create(settings: GatewaySettings) -> Application:
-    """Return the gateway's application."""
+def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
+    """Return the gateway's application; `seat` is its place among several workers."""
     endpoints = Endpoints(settings.endpoints)
     client = open_client()
     pool = Pool()
@@ -55,6 +63,7 @@ def create(settings: GatewaySettings) -> Application:
         balancer=Balancer(endpoints),
         sweeper=Sweeper(pool, [access_log]),
         access_log=access_log,
+        siblings=seat.siblings if seat else Siblings(),
     )
 
     def guard(app: ASGIApp) -> ASGIApp:
@@ -78,6 +87,8 @@ def create(settings: GatewaySettings) -> Application:
             runtime.tasks.start("endpoints", endpoints.watch)
             draining, wait_s = runtime.readiness.draining, settings.drain_wait_s
             runtime.tasks.start("sweeper", partial(parts.sweeper.run, draining, drain_wait_s=wait_s))
+            if seat is not None:
+                _join(seat, runtime)
             try:
                 yield Opened(parts, {"endpoints": check_endpoints})
             finally:
@@ -109,6 +120,19 @@ def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts, runtime: Runtim
     )
 
 
+def _join(seat: Seat, runtime: Runtime) -> None:
+    """Act as one of several workers from here on; the last thing before the service serves."""
+
+    async def own() -> bytes:
+        return runtime.metrics.exposition()
+
+    seat.siblings.on(exposition.VERB, lambda _: own())
+    runtime.expose = partial(exposition.of_all, seat.siblings)
+    draining = runtime.readiness.draining
+    runtime.tasks.start("siblings", partial(seat.siblings.serve, draining))
+    runtime.tasks.start("seat", partial(seat.hold, draining))
+
+
 def _known(endpoints: Endpoints) -> frozenset[Address]:
     return frozenset(address for addresses in endpoints.services.values() for address in addresses)
 
@@ -120,3 +144,20 @@ def public_sockets(settings: GatewaySettings) -> Sequence[socket.socket]:
     # It must not reach a child of ours; our own descriptor does not say so by itself.
     os.set_inheritable(settings.fd, False)
     return (socket.socket(fileno=settings.fd),)
+
+
+def main() -> NoReturn:
+    """Run the gateway until it is told to stop; the exit codes are those of every service."""
+    settings = read(GatewaySettings)
+    own = open_sockets(settings, count=settings.workers)
+    public = public_sockets(settings)
+    if settings.workers == 1:
+        run(settings, create, [*own, *public])
+    # Here, since it stands on what only Linux has.
+    from services.gateway.workers.parent import Parent
+
+    parent = Parent(settings, partial(load, GatewaySettings), own, public)
+    seat = parent.staff()
+    mine = parent.settings.model_copy(update={"replica": f"{settings.replica_name}-w{seat.number}"})
+    log.set_up(service=mine.service, replica=mine.replica, level=mine.log_level)
+    run(mine, partial(create, seat=seat), [own[seat.number - 1], *public])

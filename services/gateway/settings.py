@@ -1,5 +1,6 @@
 """What the gateway can be told: its sockets, where the fleet is, its routes and whom it trusts."""
 
+import sys
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -23,6 +24,7 @@ class GatewaySettings(Settings):
     port: int = Field(8080, ge=0, le=65535, description="0 takes any free port")
     # Clients learn from each answer of this time that their connection ends; one that is cut later was idle.
     drain_wait_s: float = Field(1.0, ge=0, le=300, description="time to go on serving after readiness turned false")
+    workers: int = Field(1, ge=1, le=64, description="processes that serve together; more than one needs Linux")
     fd: int | None = Field(None, ge=3, description="an inherited, listening public socket, served beside HOST:PORT")
     config: str = Field("", description="TOML that replaces parts of the platform's own configuration")
     authorities: str = Field("", description="`Host` values that are served, comma-separated; empty: all")
@@ -47,6 +49,13 @@ class GatewaySettings(Settings):
         for part in _listed(text):
             check_network(part)
         return text
+
+    @field_validator("workers")
+    @classmethod
+    def _workers_can_share_a_port(cls, count: int) -> int:
+        if count > 1 and not sys.platform.startswith("linux"):
+            raise ValueError("more than one needs Linux: elsewhere one of them would get every connection")
+        return count
 
     @field_validator("endpoints")
     @classmethod
