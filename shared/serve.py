@@ -22,6 +22,8 @@ EXIT_CONFIG = 78
 
 WEBSOCKET_MESSAGE_BYTES_MAX = 64 * 1024
 LISTEN_BACKLOG = 2048
+SETTLE_S = 0.1
+"""A request is at most this long behind its connection; closed before, its sender would see a reset."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -51,6 +53,14 @@ class Server(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new connection, then give those just taken the time to be read before the idle ones are closed."""
+        for server in self.servers:
+            server.close()
+        if not self.force_exit:
+            await asyncio.sleep(SETTLE_S)
+        await super().shutdown(sockets)
 
 
 def config_of(app: Application) -> uvicorn.Config:

@@ -138,7 +138,10 @@ def _known(endpoints: Endpoints) -> frozenset[Address]:
 
 
 def public_sockets(settings: GatewaySettings) -> Sequence[socket.socket]:
-    """Return the inherited public socket, where there is one."""
+    """Return the inherited public socket, where there is one.
+
+    Several workers share it, so one of them may take most of a burst (README): the price of a port that somebody else holds open.
+    """
     if settings.fd is None:
         return ()
     # It must not reach a child of ours; our own descriptor does not say so by itself.

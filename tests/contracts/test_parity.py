@@ -52,7 +52,9 @@ def test_a_service_gets_its_servers_and_what_the_runner_gives_it(service: Servic
     given = compose()["services"][service.name]["environment"]
     variables = {server.name: server.variable for server in INFRA}
     secrets = {f"{service.prefix}{name.removesuffix('_FILE')}" for name in service.secret_files}
-    own = {f"{service.prefix}{name}" for name in ("HOST", "PORT", "ENDPOINTS")}
+    own = {
+        f"{service.prefix}{name}" for name in ("HOST", "PORT", "ENDPOINTS", *(("WORKERS",) if service.public else ()))
+    }
 
     assert set(given) == COMMON | {variables[need] for need in service.needs} | secrets | own
 

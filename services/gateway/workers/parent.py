@@ -169,7 +169,9 @@ class Parent(Generic[S]):
         self._exit_code = exit_code
         self._stops_by = time.monotonic() + self._drain_s + SLACK_S
         # The workers have their own copies. With these open, connections would go on being queued for workers that have ended.
-        for each in (*self._places, *self._shared):
+        for place in self._places:
+            place.close()
+        for each in self._shared:
             each.close()
         self._send(signal.SIGTERM)
 

@@ -96,7 +96,7 @@ class Siblings:
     async def _ask(self, number: int, verb: str, payload: bytes, timeout_s: float) -> Reply:
         try:
             async with asyncio.timeout(timeout_s):
-                reader, writer = await asyncio.open_unix_connection(self._addresses[number - 1])
+                reader, writer = await asyncio.open_unix_connection(sock=_connect(self._addresses[number - 1]))
                 try:
                     name = verb.encode()
                     writer.write(_REQUEST.pack(len(name), len(payload)) + name + payload)
@@ -157,6 +157,19 @@ class Siblings:
             has_failed, body = await self._answer(verb, await reader.readexactly(length))
         writer.write(_REPLY.pack(has_failed, len(body)) + body)
         await writer.drain()
+
+
+def _connect(address: str) -> socket.socket:
+    """Return a connection, never waiting: a full backlog is an error at once. Raises OSError."""
+    # Not by the loop: uvloop has no addresses of the abstract kind.
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    found.setblocking(False)
+    try:
+        found.connect(address)
+    except OSError:
+        found.close()
+        raise
+    return found
 
 
 def _uid_of(writer: asyncio.StreamWriter) -> int:
