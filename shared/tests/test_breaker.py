@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from shared.breaker import BreakerConfig, CircuitBreaker, CircuitBreakerOpenError, Permit, State
+from shared.breaker import FORCED_RETRY_S, BreakerConfig, CircuitBreaker, CircuitBreakerOpenError, Permit, State
 
 
 class Clock:
@@ -21,7 +21,18 @@ class Clock:
 class BreakerMachine(RuleBasedStateMachine):
     """The model: the life of the present state as a list of events, judged anew each time, without any counter."""
 
-    config = BreakerConfig(window=6, window_s=10, volume_min=3, failure_rate=0.5, open_s=5, jitter=0.0, probes=2)
+    config = BreakerConfig(
+        window=6,
+        window_s=10,
+        volume_min=3,
+        failure_rate=0.5,
+        slow_s=4,
+        slow_rate=0.75,
+        open_s=5,
+        jitter=0.0,
+        probes=2,
+        probe_s=3,
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,63 +41,86 @@ class BreakerMachine(RuleBasedStateMachine):
         self.breaker = CircuitBreaker(
             "model", self.config, clock=self.clock, on_change=lambda _, old, new: self.changes.append((old, new))
         )
-        self.calls: list[tuple[Permit, int]] = []
+        self.calls: list[tuple[Permit, int, float]] = []
         self.model_changes: list[tuple[State, State]] = []
+        self.lives = 0
+        self.model_state = State.CLOSED
         self.begin(State.CLOSED)
 
-    def begin(self, state: State) -> None:
-        if hasattr(self, "model_state"):
+    def begin(self, state: State, *, forced: bool = False) -> None:
+        if self.model_state is not state:
             self.model_changes.append((self.model_state, state))
         self.model_state = state
+        self.forced = forced
         self.since = self.clock.now
-        self.life = len(self.model_changes)
-        self.events: list[tuple[float, str]] = []
+        self.lives += 1
+        self.events: list[tuple[float, bool, bool]] = []
+        """When, failed, slow."""
 
-    def under_way(self) -> int:
-        return sum(life == self.life for _, life in self.calls)
+    def probes_that_count(self) -> int:
+        under_way = sum(life == self.lives and self.clock.now < at + 3 for _, life, at in self.calls)
+        return under_way + len(self.events)
 
     @rule()
     def call(self) -> None:
-        if self.model_state is State.OPEN and self.clock.now >= self.since + 5:
+        if self.model_state is State.OPEN and not self.forced and self.clock.now >= self.since + 5:
             self.begin(State.HALF_OPEN)
-        succeeded = sum(kind == "good" for _, kind in self.events)
         allowed = self.model_state is State.CLOSED or (
-            self.model_state is State.HALF_OPEN and self.under_way() + succeeded < 2
+            self.model_state is State.HALF_OPEN and self.probes_that_count() < 2
         )
+        assert (self.breaker.wait_s(self.clock.now) == 0) is allowed
         if allowed:
-            self.calls.append((self.breaker.acquire(), self.life))
+            self.calls.append((self.breaker.acquire(), self.lives, self.clock.now))
             return
         with pytest.raises(CircuitBreakerOpenError) as caught:
             self.breaker.acquire()
-        assert 0 < caught.value.retry_after_s <= 5
+        assert 0 < caught.value.retry_after_s <= (FORCED_RETRY_S if self.forced else 5)
 
     @precondition(lambda self: self.calls)
     @rule(place=st.integers(0, 50), outcome=st.sampled_from(["good", "bad", "bad", "gone"]), twice=st.booleans())
     def end(self, place: int, outcome: str, twice: bool) -> None:
-        permit, life = self.calls.pop(place % len(self.calls))
+        permit, life, began_at = self.calls.pop(place % len(self.calls))
         for _ in range(1 + twice):
             {"good": permit.succeed, "bad": permit.fail, "gone": permit.release}[outcome]()
-        if life != self.life or outcome == "gone":
+        failed, slow = outcome == "bad", self.clock.now - began_at > 4
+        if life != self.lives or (outcome == "gone" and not slow):
             return
-        self.events.append((self.clock.now, outcome))
+        self.events.append((self.clock.now, failed, slow))
         if self.model_state is State.HALF_OPEN:
-            if outcome == "bad":
+            if failed or slow:
                 self.begin(State.OPEN)
             elif len(self.events) == 2:
                 self.begin(State.CLOSED)
             return
-        recent = [kind for at, kind in self.events[-6:] if at > self.clock.now - 10]
-        if outcome == "bad" and len(recent) >= 3 and recent.count("bad") * 2 >= len(recent):
+        recent = [event for event in self.events[-6:] if event[0] > self.clock.now - 10]
+        of_failed, of_slow = (sum(event[kind] for event in recent) / len(recent) for kind in (1, 2))
+        if len(recent) >= 3 and ((failed and of_failed >= 0.5) or (slow and of_slow >= 0.75)):
             self.begin(State.OPEN)
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.5, 5.0, 9.0]))
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
 
+    @rule()
+    def force(self) -> None:
+        self.breaker.force_open()
+        self.begin(State.OPEN, forced=True)
+
+    @rule()
+    def reset(self) -> None:
+        self.breaker.reset()
+        self.begin(State.CLOSED)
+
     @invariant()
     def same_state(self) -> None:
         assert self.breaker.state is self.model_state
+        assert self.breaker.is_forced is self.forced
         assert self.changes == self.model_changes
+
+    @invariant()
+    def bounded(self) -> None:
+        assert len(self.breaker._outcomes) <= 6
+        assert len(self.breaker._places) <= 2
 
 
 TestBreakerMachine = BreakerMachine.TestCase
@@ -224,6 +258,81 @@ async def test_old_failures_do_not_count(clock: Clock) -> None:
     assert breaker.state is State.CLOSED
 
 
+async def test_slow_calls_open_it_even_when_they_succeed_or_are_given_up(clock: Clock) -> None:
+    breaker = breaker_on(clock, volume_min=4, slow_s=2, slow_rate=1.0)
+    for end in (Permit.succeed, Permit.release, Permit.succeed, Permit.release):
+        assert breaker.state is State.CLOSED
+        permit = breaker.acquire()
+        clock.now += 2.5
+        end(permit)
+    assert breaker.state is State.OPEN
+
+
+async def test_quick_calls_keep_the_slow_rate_down(clock: Clock) -> None:
+    breaker = breaker_on(clock, volume_min=2, slow_s=2, slow_rate=0.5, window_s=1000)
+    for _ in range(30):
+        breaker.acquire().succeed()
+        breaker.acquire().succeed()
+        permit = breaker.acquire()
+        clock.now += 3
+        permit.succeed()
+    assert breaker.state is State.CLOSED
+
+
+async def test_a_slow_probe_opens_it_again(clock: Clock) -> None:
+    breaker = await opened(breaker_on(clock, slow_s=2))
+    clock.now += 5
+    probe = breaker.acquire()
+    clock.now += 3
+    probe.succeed()
+    assert breaker.state is State.OPEN
+
+
+async def test_a_probe_that_never_ends_gives_its_place_to_another(clock: Clock) -> None:
+    breaker = await opened(breaker_on(clock, probe_s=2))
+    clock.now += 5
+    lost = breaker.acquire()
+    clock.now += 1.5
+    with pytest.raises(CircuitBreakerOpenError) as caught:
+        breaker.acquire()
+    assert caught.value.retry_after_s == pytest.approx(0.5)
+    clock.now += 0.5
+    breaker.acquire().succeed()
+    assert breaker.state is State.CLOSED
+    lost.fail()
+    assert breaker.state is State.CLOSED
+    assert breaker._failed == 0
+
+
+async def test_a_late_probe_still_counts(clock: Clock) -> None:
+    breaker = await opened(breaker_on(clock, probe_s=2))
+    clock.now += 5
+    late = breaker.acquire()
+    clock.now += 10
+    late.succeed()
+    assert breaker.state is State.CLOSED
+
+
+async def test_held_open_by_hand_it_stays_open_until_it_is_reset(clock: Clock) -> None:
+    breaker = breaker_on(clock)
+    breaker.force_open()
+    clock.now += 10_000
+    with pytest.raises(CircuitBreakerOpenError) as caught:
+        breaker.acquire()
+    assert caught.value.retry_after_s == FORCED_RETRY_S
+    breaker.reset()
+    breaker.acquire().fail()
+    assert breaker.state is State.CLOSED
+
+
+async def test_reset_may_bring_another_configuration_and_forgets_what_was(clock: Clock) -> None:
+    breaker = await opened(breaker_on(clock))
+    breaker.reset(BreakerConfig(volume_min=3, jitter=0.0))
+    for state in (State.CLOSED, State.CLOSED, State.OPEN):
+        breaker.acquire().fail()
+        assert breaker.state is state
+
+
 async def test_open_time_is_spread() -> None:
     waits = set()
     for _ in range(50):
@@ -239,7 +348,17 @@ async def test_open_time_is_spread() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"volume_min": 0}, {"volume_min": 21}, {"failure_rate": 0.0}, {"failure_rate": 1.1}, {"open_s": 0}, {"probes": 0}],
+    [
+        {"volume_min": 0},
+        {"volume_min": 21},
+        {"failure_rate": 0.0},
+        {"failure_rate": 1.1},
+        {"slow_rate": 0.0},
+        {"slow_s": 0.0},
+        {"open_s": 0},
+        {"probes": 0},
+        {"probe_s": 0},
+    ],
 )
 def test_a_senseless_configuration_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="breaker needs"):
