@@ -8,7 +8,7 @@ from typing import Any
 from tests.bench.errors import BenchError
 from tests.bench.gateways import Variant
 from tests.bench.results import ratio_of_medians, rounded
-from tests.bench.windows import WARM_UP_S, Driver, Window
+from tests.bench.windows import QUIET_S, WARM_UP_S, Driver, Window
 
 START_S = 0.8
 """About what a gateway takes to start, be checked and end; for the estimate only."""
@@ -28,8 +28,10 @@ class Rounds:
         return [found for found in self.windows if (found.variant, found.request) == (variant, request)]
 
 
-def estimate_s(variants: int, *, rounds: int, window_s: int) -> float:
-    return variants * rounds * (START_S + WARM_UP_S + len(KINDS) * (window_s + 0.1))
+def estimate_s(variants: Sequence[Variant], *, rounds: int, window_s: int) -> float:
+    """Return about how long the rounds take; a row that logs waits for its lines."""
+    quiet_s = sum(QUIET_S for variant in variants if variant.log_mark)
+    return rounds * (len(variants) * (START_S + WARM_UP_S + len(KINDS) * (window_s + 0.1)) + len(KINDS) * quiet_s)
 
 
 def order(variants: Sequence[Variant], number: int) -> list[Variant]:
@@ -90,7 +92,10 @@ def medians(found: Rounds, variants: Iterable[Variant]) -> dict[str, dict[str, A
 
 
 def ratios(found: Rounds, variants: Sequence[Variant], prefixes: Mapping[str, str]) -> dict[str, float]:
-    """Return our CPU time a request over each peer's: `cpu_vs_envoy`; `post_` before it for POST, a variant's prefix before that."""
+    """Return our CPU time a request over each peer's: `cpu_vs_envoy`; `post_` before it for POST, a variant's prefix before that.
+
+    Of what asks the shared store also the round trips to it, `store_round_trips_per_request`.
+    """
     rows = {}
     for ours in (variant for variant in variants if variant.is_ours):
         for peer in (variant for variant in variants if not variant.is_ours):
@@ -99,4 +104,10 @@ def ratios(found: Rounds, variants: Sequence[Variant], prefixes: Mapping[str, st
                 if own and other:
                     key = f"{prefixes[ours.name]}{'' if kind == 'get' else 'post_'}cpu_vs_{peer.name.replace('-', '_')}"
                     rows[key] = ratio_of_medians((w.cpu_us for w in own), (w.cpu_us for w in other))
+        if ours.is_all_on:
+            windows = [window for kind in KINDS for window in found.of(ours.name, kind)]
+            asked = sum(window.store_round_trips for window in windows)
+            rows[f"{prefixes[ours.name]}store_round_trips_per_request"] = asked / sum(
+                window.requests for window in windows
+            )
     return rows

@@ -1,11 +1,13 @@
 """The service behind the gateways under test: nginx answering from its configuration, so that it costs as little as can be."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from tests.bench import peers
-from tests.bench.processes import Running, Stand, free_port
+from tests.bench.errors import Missing
+from tests.bench.processes import ROOT, Stand, free_port
 
 KEEPALIVE_REQUESTS = 1_000_000_000
 """nginx closes a connection after 1,000 requests by itself; connecting again is not what is measured."""
@@ -50,10 +52,22 @@ http {{
 """
 
 
-def start(stand: Stand, documents: Mapping[str, str]) -> tuple[Running, int]:
-    """Start the upstream on the load's core; returns it and its port."""
+def start(stand: Stand, documents: Mapping[str, str]) -> tuple[str, int]:
+    """Start the upstream on the load's core; returns which it is and its port. Without nginx it is the one in Python."""
+    try:
+        nginx = peers.find("nginx")
+    except Missing:
+        return "python", start_service(stand, documents)
     port, file = free_port(), stand.folder / "upstream.conf"
     file.write_text(configuration(port, stand.folder, documents))
-    running = stand.start("upstream", [peers.find("nginx"), "-c", file], core=stand.cores.load)
-    stand.wait_ready(running, port)
-    return running, port
+    stand.wait_ready(stand.start("upstream", [nginx, "-c", file], core=stand.cores.load), port)
+    return "nginx", port
+
+
+def start_service(stand: Stand, documents: Mapping[str, str]) -> int:
+    """Start the service that also takes and gives long bodies, on the load's core; returns its port."""
+    port, file = free_port(), stand.folder / "documents.json"
+    file.write_text(json.dumps({**documents, "*": DOCUMENT}))
+    argv = [sys.executable, "-m", "tests.bench.service", str(port), file]
+    stand.wait_ready(stand.start("service", argv, core=stand.cores.load, cwd=ROOT), port)
+    return port

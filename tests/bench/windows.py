@@ -15,6 +15,7 @@ from tests.bench.gateways import Stage, Started, Variant
 from tests.bench.ours import Caller
 from tests.bench.processes import free_port
 from tests.bench.results import rounded
+from tests.bench.store import Store
 from tests.bench.upstream import DOCUMENT
 
 CONNECTIONS = 64
@@ -46,6 +47,7 @@ class Window:
     pss_mib: float
     log_lines: int
     threads_ended: int
+    store_round_trips: int = 0
 
     def row(self) -> dict[str, Any]:
         return {name: rounded(value) if isinstance(value, float) else value for name, value in asdict(self).items()}
@@ -54,9 +56,10 @@ class Window:
 class Driver:
     """Puts load on gateways; one for a whole run."""
 
-    def __init__(self, stage: Stage, caller: Caller, folder: Path) -> None:
+    def __init__(self, stage: Stage, caller: Caller, folder: Path, store: Store | None = None) -> None:
         self.stage = stage
         self.caller = caller
+        self._store = store
         self._wrk = wrk.find_wrk()
         self._scripts = {}
         authorization = ("Authorization", caller.authorization)
@@ -128,12 +131,14 @@ class Driver:
     ) -> Window:
         """Load the gateway for one window. Raises BenchError when a request failed or was not logged."""
         log = Log(started.access_log, variant.log_mark)
+        asked_before = self._round_trips(variant)
         pids = accounting.tree(started.running.pid)
         before = accounting.thread_times(pids)
         seen = self.load(port, request, seconds=seconds, connections=connections)
         pids = accounting.tree(started.running.pid)
         used = accounting.spent(before, accounting.thread_times(pids))
         memory = accounting.memory(pids)
+        asked = self._round_trips(variant) - asked_before
         if seen.errors or seen.requests == 0:
             raise BenchError(f"{variant.name} {request}: {seen.requests} answers, errors {seen.errors}")
         lines = log.lines(at_least=seen.requests)
@@ -156,7 +161,11 @@ class Driver:
             pss_mib=memory.pss_bytes / 2**20,
             log_lines=lines,
             threads_ended=used.threads_ended,
+            store_round_trips=asked,
         )
+
+    def _round_trips(self, variant: Variant) -> int:
+        return self._store.round_trips() if self._store and variant.is_all_on else 0
 
 
 class Log:

@@ -9,21 +9,35 @@ from shared.settings import load
 from tests.bench import gateway, ours, throughput
 from tests.bench.__main__ import main
 from tests.bench.errors import BenchError
+from tests.bench.gateways import Variant
 from tests.bench.windows import Log, Window
 
 
 def window(variant: str, cpu_us: float, request: str = "get", number: int = 0) -> Window:
-    return Window(variant, number, request, 64, 100, 1.0, 100.0, cpu_us, 1.0, 1.0, 2.0, 30.0, 20.0, 0, 0)
+    return Window(
+        variant, number, request, 64, 100, 1.0, 100.0, cpu_us, 1.0, 1.0, 2.0, 30.0, 20.0, 0, 0, store_round_trips=2
+    )
 
 
-def test_only_names_rows_in_the_order_of_the_table():
-    assert [variant.name for variant in gateway.chosen("ours-all, envoy,nginx")] == ["nginx", "envoy", "ours-all"]
-    assert gateway.chosen("") == list(gateway.VARIANTS)
+NAMES = [variant.name for variant in gateway.VARIANTS]
+
+
+def rows(*names: str) -> list[Variant]:
+    return [variant for variant in gateway.VARIANTS if variant.name in names]
+
+
+def test_an_option_names_rows_in_the_order_of_the_table_and_nothing_means_all():
+    assert gateway.named("--only", "ours-all, envoy,nginx", NAMES) == ["nginx", "envoy", "ours-all"]
+    assert gateway.named("--only", "", NAMES) == NAMES
 
 
 def test_an_unknown_row_is_refused_with_the_known_ones():
-    with pytest.raises(BenchError, match=r"kong is no row.*envoy"):
-        gateway.chosen("envoy,kong")
+    with pytest.raises(BenchError, match=r"kong is not known.*envoy"):
+        gateway.named("--only", "envoy,kong", NAMES)
+
+
+def test_a_whole_run_takes_ten_minutes_at_most():
+    assert gateway.estimate_s(list(gateway.PARTS), gateway.VARIANTS, rounds=gateway.ROUNDS_MIN, window_s=2) <= 600
 
 
 def test_in_as_many_rounds_as_rows_each_row_is_at_another_place():
@@ -35,7 +49,7 @@ def test_in_as_many_rounds_as_rows_each_row_is_at_another_place():
 
 
 def test_ratios_are_of_medians_by_peer_and_request():
-    variants = gateway.chosen("ours-all,ours-bare,fastapi-httpx,envoy")
+    variants = rows("ours-all", "ours-bare", "fastapi-httpx", "envoy")
     found = throughput.Rounds(
         windows=[
             *(window("ours-all", cpu) for cpu in (100.0, 110.0, 500.0)),
@@ -53,6 +67,7 @@ def test_ratios_are_of_medians_by_peer_and_request():
             "cpu_vs_fastapi_httpx": 0.05,
             "bare_cpu_vs_envoy": 0.55,
             "bare_cpu_vs_fastapi_httpx": 0.025,
+            "store_round_trips_per_request": 0.02,
         }
     )
 
