@@ -61,7 +61,12 @@ async def _told(resources: AbstractAsyncContextManager[Opened[P]], runtime: Runt
 
 
 class Application:
-    """An ASGI application with its FastAPI inside and the shared middleware around it."""
+    """An ASGI application with its FastAPI inside and the shared middleware around it.
+
+    `http_protocol` is uvicorn's name of the class that reads HTTP, or such a class where a service has reason to bring its own.
+    """
+
+    http_protocol: type[asyncio.Protocol] | str = "httptools"
 
     def __init__(self, fastapi: FastAPI, asgi: ASGIApp, runtime: Runtime, settings: Settings) -> None:
         self.fastapi = fastapi

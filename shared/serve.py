@@ -73,7 +73,7 @@ def config_of(app: Application) -> uvicorn.Config:
         server_header=False,
         # Forwarding headers are the gateway's to judge; uvicorn would believe any neighbour on the host.
         proxy_headers=False,
-        http="httptools",
+        http=app.http_protocol,
         # Only services that speak WebSocket have the package; the others must start without it.
         ws="websockets-sansio" if find_spec("websockets") else "none",
         ws_max_size=WEBSOCKET_MESSAGE_BYTES_MAX,

@@ -14,9 +14,11 @@ from services.gateway.lane.access import AccessLog
 from services.gateway.lane.balance import Balancer
 from services.gateway.lane.entry import Lane
 from services.gateway.lane.exchange import Upstreams
+from services.gateway.lane.front import Front, reporter
 from services.gateway.lane.plan import Plan, Plans
 from services.gateway.lane.policies import Counted, Due, Logged, SignIn
 from services.gateway.lane.pool import Pool
+from services.gateway.lane.server import protocol_of
 from services.gateway.lane.sweeper import Sweeper
 from services.gateway.lane.websocket import WebSocketProxy
 from services.gateway.model import Route
@@ -46,6 +48,7 @@ class Parts:
     pool: Pool
     balancer: Balancer
     sweeper: Sweeper
+    clients: Front
     access_log: AccessLog
     siblings: Siblings
 
@@ -56,12 +59,14 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
     client = open_client()
     pool = Pool()
     access_log = AccessLog()
+    clients = Front(settings.connections_max)
     parts = Parts(
         endpoints=endpoints,
         verifier=TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH)),
         pool=pool,
         balancer=Balancer(endpoints),
-        sweeper=Sweeper(pool, [access_log]),
+        sweeper=Sweeper(pool, [access_log, clients]),
+        clients=clients,
         access_log=access_log,
         siblings=seat.siblings if seat else Siblings(),
     )
@@ -95,7 +100,10 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
                 pool.close()
                 parts.access_log.flush()
 
-    return build(settings, routers=(), resources=resources, title="Roundhouse gateway", wrap=guard, front=front)
+    app = build(settings, routers=(), resources=resources, title="Roundhouse gateway", wrap=guard, front=front)
+    clients.on_refused = reporter(app.runtime.metrics)
+    app.http_protocol = protocol_of(clients)
+    return app
 
 
 def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts, runtime: Runtime) -> Lane:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from starlette.types import Message, Receive, Send
+from starlette.types import Receive, Send
 
 from services.gateway.lane.call import Call
 from services.gateway.lane.head import RequestHead
@@ -18,9 +18,6 @@ FIRST_CHUNK_S_MAX = 0.05
 
 DISCARDED_BYTES_MAX = 1024 * 1024
 """A declared body up to this is left to the server to read and drop, and the client's connection lives on."""
-
-LINGER_BYTES_MAX = 16 * 1024 * 1024
-LINGER_S_MAX = 2.0
 
 
 class ClientGone(Exception):
@@ -39,7 +36,7 @@ class Sink(Protocol):
 class ClientSide:
     """Owns an exchange's `receive`: only one reader at a time, first the body, then the wait for the client to go away.
 
-    `on_end` is called once, from a task of its own, with BodyTooLarge or ClientGone.
+    `on_end` is called once, from a task of its own, with ClientGone, BodyTooLarge or what the server found wrong with the body.
     """
 
     __slots__ = ("_head", "_limit", "_on_end", "_receive", "_received", "_task", "is_finished", "is_reading")
@@ -59,7 +56,7 @@ class ClientSide:
     async def first_part(self) -> bytes:
         """Return what to send with the head: a small body whole, else what has come of it so far.
 
-        Raises BodyTooLarge and ClientGone.
+        Raises ClientGone, BodyTooLarge and what the server found wrong with the body.
         """
         if not self._head.has_body:
             return b""
@@ -111,7 +108,7 @@ class ClientSide:
                     return
                 sink.write(frame(data, is_last=self.is_finished) if self._head.is_chunked else data)
                 await sink.drain()
-        except (BodyTooLarge, ClientGone) as error:
+        except (Problem, ClientGone) as error:
             self._on_end(error)
             return
         await self._watch()
@@ -131,12 +128,8 @@ class ClientSide:
             await asyncio.wait((task,))
 
     async def stop_upload(self) -> None:
-        """Stop reading a body that nobody wants any more and drop what still comes, within bounds.
-
-        Closing while a client still sends makes its system throw away the answer it has not read yet.
-        """
+        """Stop reading a body that nobody wants any more; the server drops what still comes of it, within bounds."""
         await self.stop()
-        await linger(self._receive)
 
 
 def frame(data: bytes, *, is_last: bool) -> bytes:
@@ -145,21 +138,7 @@ def frame(data: bytes, *, is_last: bool) -> bytes:
     return chunk + b"0\r\n\r\n" if is_last else chunk
 
 
-async def linger(receive: Receive) -> None:
-    """Read and drop the rest of a body: at most 16 MiB and 2 s of it."""
-    dropped = 0
-    try:
-        async with asyncio.timeout(LINGER_S_MAX):
-            while dropped < LINGER_BYTES_MAX:
-                message: Message = await receive()
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    return
-                dropped += len(message.get("body", b""))
-    except TimeoutError:
-        return
-
-
-async def refuse(problem: Problem, call: Call, *, receive: Receive, send: Send, is_read: bool = False) -> None:
+async def refuse(problem: Problem, call: Call, *, send: Send, is_read: bool = False) -> None:
     """Answer with a problem and leave the connection in a state that both sides agree on.
 
     `is_read` says that the whole body has been received.
@@ -175,17 +154,12 @@ async def refuse(problem: Problem, call: Call, *, receive: Receive, send: Send, 
         *((name.lower().encode(), value.encode("latin-1")) for name, value in problem.headers.items()),
         *call.added,
     ]
-    is_agreed = is_read or not head.has_body or (_is_discardable(head) and problem.status != 400)
+    # After an ambiguous head nobody knows where the next request begins.
+    is_agreed = problem.status != 400 and (is_read or not head.has_body or _is_discardable(head))
     if not is_agreed or call.draining.is_set():
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    if is_agreed:
-        await send({"type": "http.response.body", "body": body})
-        return
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-    if not head.expects_continue:
-        await linger(receive)
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _is_discardable(head: RequestHead) -> bool:

@@ -76,7 +76,7 @@ class Lane:
             await Exchange(self._upstreams, route, call, receive=receive, send=send).run()
 
         async def refuse_it(refusal: Problem) -> None:
-            await refuse(refusal, call, receive=receive, send=send)
+            await refuse(refusal, call, send=send)
 
         await self._serve(
             call, plan if plan is not None and problem is None else plans.unmatched, problem, proxy, refuse_it

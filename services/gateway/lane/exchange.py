@@ -232,4 +232,4 @@ class Exchange:
             log.warning("answer_cut", upstream=self._route.service, reason=str(reason))
             return
         assert isinstance(reason, Problem)
-        await refuse(reason, self._call, receive=self._receive, send=self._send, is_read=is_read)
+        await refuse(reason, self._call, send=self._send, is_read=is_read)

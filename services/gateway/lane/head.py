@@ -90,11 +90,10 @@ _NOTED = {
     b"content-length": "content_length",
     b"transfer-encoding": "transfer_encoding",
     b"expect": "expect",
-    b"upgrade": "upgrade",
 }
 """What the gateway itself reads, and the field of RequestHead it goes to."""
 
-_LISTS = frozenset({"accept_encoding", "connection", "content_encoding", "forwarded_for", "expect", "upgrade"})
+_LISTS = frozenset({"accept_encoding", "connection", "content_encoding", "forwarded_for", "expect"})
 """Fields whose value may be carried on by further lines (RFC 9110, section 5.3)."""
 
 _FIRST_STANDS = frozenset({"request_id", "traceparent", "timeout_ms", "forwarded_proto"})
@@ -137,7 +136,6 @@ class RequestHead:
     content_length: bytes = b""
     transfer_encoding: bytes = b""
     expect: bytes = b""
-    upgrade: bytes = b""
 
     @property
     def has_body(self) -> bool:
@@ -174,7 +172,7 @@ def read_head(scope: Scope) -> tuple[RequestHead, Problem | None]:
     if head.connection:
         strip_named(passed, head.connection)
     problem = _size_problem(scope, len(headers), size + 4 * len(headers)) or _repetition_problem(scope, head, seen)
-    if problem is None and (head.is_chunked or head.content_encoding or head.upgrade):
+    if problem is None and (head.is_chunked or head.content_encoding):
         problem = _framing_problem(scope, head)
     return head, problem
 
@@ -218,9 +216,6 @@ def _framing_problem(scope: Scope, head: RequestHead) -> Problem | None:
         return BadRequest("the length of the body is ambiguous", code="ambiguous_framing")
     if head.content_encoding.strip().lower() not in (b"", b"identity"):
         return UnsupportedMediaType("compressed request bodies are not accepted")
-    if head.upgrade and b"upgrade" in head.connection.lower() and scope["type"] == "http" and head.has_body:
-        # The parser stops reading the body of an upgrade; what follows would be taken for a request of its own.
-        return BadRequest("a request for an upgrade must have no body", code="ambiguous_framing")
     return None
 
 

@@ -100,44 +100,6 @@ async def test_compressed_body_is_415(refused):
     await refused(refused.rig.post("/open/x", b"abc", "Content-Encoding: gzip"), 415, "unsupported_media_type")
 
 
-async def test_chunked_coding_with_http_1_0_is_400_and_closes(refused):
-    data = b"POST /open/x HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /open/y HTTP/1.1\r\nHost: a\r\n\r\n"
-    _, client = await refused(data, 400, "ambiguous_framing")
-    assert await client.closed() == b""
-
-
-async def test_upgrade_with_a_body_is_400_and_what_follows_is_not_a_request(refused):
-    inner = b"GET /open/smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
-    data = refused.rig.post("/open/x", inner, "Connection: upgrade", "Upgrade: h2c")
-    _, client = await refused(data, 400, "ambiguous_framing")
-    assert b"HTTP/1.1 200" not in await client.closed()
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        "Content-Length: 3\r\nTransfer-Encoding: chunked",
-        "Content-Length: 3\r\nContent-Length: 4",
-        "Transfer-Encoding: xchunked",
-        "Transfer-Encoding: chunked, identity",
-        "Content-Length: +2",
-        "X-A : 1",
-        "X-A: a\x00b",
-    ],
-)
-async def test_head_that_the_server_cannot_read_is_400_and_closes(serve, start, head):
-    upstream = await serve()
-    rig = await start(upstream)
-    client = await rig.connect()
-    await client.send(
-        f"POST /open/x HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\nabcGET /open/y HTTP/1.1\r\nHost: a\r\n\r\n".encode()
-    )
-    raw = await client.closed()
-    assert raw.startswith(b"HTTP/1.1 400 ")
-    assert raw.count(b"HTTP/1.1") == 1
-    assert not upstream.wires
-
-
 async def test_expired_deadline_is_504(refused):
     await refused(refused.rig.get("/open/x", "X-Request-Timeout-Ms: 0"), 504, "deadline_exceeded")
 
