@@ -15,7 +15,8 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-SECRET_FILE_BYTES_MAX = 64 * 1024
+FILE_BYTES_MAX = 1024 * 1024
+"""Of a file that holds a value; a longer one is refused, since half a value may be valid too."""
 
 EXAMPLE_MARK = "example-only"
 """In every secret of `.env.example`: public, so good for a trial and nothing else."""
@@ -51,6 +52,21 @@ DatabaseUrl = Annotated[SecretStr, url_of("memory", "postgresql", "postgres")]
 MEMORY = SecretStr("memory://")
 
 
+def read_value_file(path: str, *, name: str) -> str:
+    """Return the value that a file holds. Raises SettingsError, which calls the file `name`."""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(FILE_BYTES_MAX + 1)
+        text = content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{name} cannot be read: {type(error).__name__}") from error
+    if len(content) > FILE_BYTES_MAX:
+        raise SettingsError(f"{name} has over {FILE_BYTES_MAX} bytes")
+    value = text.strip()
+    # A text of several lines keeps its first ones, for messages that count lines.
+    return text.rstrip() if "\n" in value else value
+
+
 class _FileTwins(PydanticBaseSettingsSource):
     """Reads X_FILE for every variable X; X itself wins where both are set."""
 
@@ -59,11 +75,7 @@ class _FileTwins(PydanticBaseSettingsSource):
         path = os.environ.get(f"{name}_FILE")
         if path is None:
             return None, field_name, False
-        try:
-            with Path(path).open(encoding="utf-8") as file:
-                return file.read(SECRET_FILE_BYTES_MAX).strip(), field_name, False
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{name}_FILE cannot be read: {type(error).__name__}") from error
+        return read_value_file(path, name=f"{name}_FILE"), field_name, False
 
     def __call__(self) -> dict[str, Any]:
         found = {}
@@ -161,5 +173,6 @@ def _sentence(settings: type[Settings], error: ValidationError) -> str:
     for item in error.errors(include_input=False, include_url=False):
         name = str(item["loc"][0]) if item["loc"] else ""
         field = settings.model_fields.get(name)
-        parts.append(f"{variable_of(settings, name, field) if field else name}: {item['msg']}")
+        reason = item["ctx"]["error"] if item["type"] == "value_error" else item["msg"]
+        parts.append(f"{variable_of(settings, name, field) if field else name}: {reason}")
     return "; ".join(parts)

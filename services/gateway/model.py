@@ -128,6 +128,12 @@ class BreakerPolicy(_Frozen):
     open_s: float = Field(1.0, gt=0, le=60)
     probes: int = Field(2, ge=1, le=100)
 
+    @model_validator(mode="after")
+    def _can_open(self) -> "BreakerPolicy":
+        if self.volume_min > self.window:
+            raise ValueError(f"volume_min = {self.volume_min} is never reached; write at most window = {self.window}")
+        return self
+
 
 class ServicePolicy(_Frozen):
     """How a service is called.

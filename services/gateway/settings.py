@@ -3,10 +3,10 @@
 import sys
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.gateway.domain.config import parse_config
+from services.gateway.domain.config import ConfigError, parse_config
 from services.gateway.domain.defaults import default_config
 from services.gateway.model import Addresses, Auth, Cors, GatewayConfig, check_network
 from shared.endpoints import Endpoints, EndpointsError
@@ -26,6 +26,7 @@ class GatewaySettings(Settings):
     drain_wait_s: float = Field(1.0, ge=0, le=300, description="time to go on serving after readiness turned false")
     workers: int = Field(1, ge=1, le=64, description="processes that serve together; more than one needs Linux")
     fd: int | None = Field(None, ge=3, description="an inherited, listening public socket, served beside HOST:PORT")
+    config_file: str = Field("", description="the file that the configuration is in, read again on SIGHUP")
     config: str = Field("", description="TOML that replaces parts of the platform's own configuration")
     authorities: str = Field("", description="`Host` values that are served, comma-separated; empty: all")
     origins: str = Field("", description="foreign origins whose pages are let in, comma-separated")
@@ -39,8 +40,12 @@ class GatewaySettings(Settings):
 
     @field_validator("config")
     @classmethod
-    def _config_is_readable(cls, text: str) -> str:
-        parse_config(text, default_config(is_production=False))
+    def _config_is_readable(cls, text: str, info: ValidationInfo) -> str:
+        file = info.data.get("config_file")
+        try:
+            parse_config(text, default_config(is_production=False))
+        except ConfigError as error:
+            raise ValueError(error.within(file) if file else str(error)) from None
         return text
 
     @field_validator("allow", "exempt", "trusted_proxies")

@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsConfigDict
 
-from shared.settings import MEMORY, NatsUrl, Settings, SettingsError, load
+from shared.settings import FILE_BYTES_MAX, MEMORY, NatsUrl, Settings, SettingsError, load
 
 
 class DemoSettings(Settings):
@@ -96,4 +96,22 @@ def test_production_refuses_the_secrets_of_the_example_file(
 def test_production_refuses_memory_stores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENVIRONMENT", "production")
     with pytest.raises(SettingsError, match=r"RH_DEMO_NATS_URL.*memory://"):
+        load(DemoSettings)
+
+
+def test_a_file_of_several_lines_keeps_its_first_ones_and_a_short_value_is_stripped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "value"
+    monkeypatch.setenv("RH_DEMO_SEAL_FILE", str(path))
+    for content, value in (("\n\na\nb\n\n", "\n\na\nb"), ("\n hunter2 \n", "hunter2")):
+        path.write_text(content)
+        assert load(DemoSettings).seal.get_secret_value() == value
+
+
+def test_a_file_that_is_too_long_is_refused_not_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "value"
+    path.write_text("a" * (FILE_BYTES_MAX + 1))
+    monkeypatch.setenv("RH_DEMO_SEAL_FILE", str(path))
+    with pytest.raises(SettingsError, match="RH_DEMO_SEAL_FILE has over 1048576 bytes"):
         load(DemoSettings)

@@ -115,49 +115,6 @@ def test_path_that_must_not_be_routed_is_refused(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("routes = 1", "one or more"),
-        ("a = ", "not TOML"),
-        ("[[route]]\npath = '/a'", "route is no section"),
-        ("[[routes]]\npath = '/a'\nservice = 'a'\nmethods = ['GET']", "route /a: auth: Field required"),
-        (
-            "[[routes]]\npath = '/a'\nservice = 'a'\nmethods = ['GET']\nauth = 'all'",
-            "route /a: auth: Input should be 'public'",
-        ),
-        ("[[routes]]\npath = '/a'\nservice = 'A!'\nmethods = ['GET']\nauth = 'public'", "route /a: service: "),
-        ("[[routes]]\npath = '/a'\nservice = 'a'\nmethods = []\nauth = 'public'", "route /a: methods: "),
-        ("[[routes]]\npath = '/a'\nservice = 'a'\nmethods = ['TRACE']\nauth = 'public'", "route /a: methods.0: "),
-        (
-            "[[routes]]\npath = '/a'\nservice = 'a'\nmethods = ['GET']\nauth = 'public'\ntimeout_s = 0",
-            "route /a: timeout_s: ",
-        ),
-        (
-            "[[routes]]\npath = '/a'\nservice = 'a'\nmethods = ['GET']\nauth = 'public'\nspeed = 1",
-            "route /a: speed: Extra inputs",
-        ),
-        ("[[routes]]\nservice = 'a'", "route number 1: path: Field required"),
-        (
-            "[[routes]]\npath = '/a'\nservice = 'a'\nmethods = ['GET', 'POST']\nauth = 'public'\nkind = 'websocket'",
-            "write methods",
-        ),
-        ("[[limits]]\nname = 'a'\nby = 'user'\nquota = 0", "limits: 0.quota: "),
-        (
-            "[[routes]]\npath = '/a'\nservice = 'a'\nmethods = ['GET']\nauth = 'public'\nlimits = ['slow']",
-            "route /a: limit slow does not exist; known are signed-in",
-        ),
-        ("[[limits]]\nname = 'a'\nby = 'user'\nquota = 1\n" * 2, "limit a: there are two"),
-        ("[services.users]\nretries = 1", "services: users.retries: Extra inputs"),
-        ("[addresses]\nallow = ['x']", "addresses: allow.0: "),
-    ],
-)
-def test_fault_of_a_table_names_the_route_and_the_fix(text: str, sentence: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        parse(text)
-    assert sentence in str(refused.value)
-
-
-@pytest.mark.parametrize(
     "path",
     [b"/a%2Fb", b"/a%2fb", b"/a%5cb", b"/a\\b", b"/%00", b"/a/..", b"/a/./b", b"/%2E%2e/b", b"/.%2e", b"/a/..;/b"],
 )

@@ -45,9 +45,9 @@ def test_routes_file_replaces_the_table(monkeypatch, tmp_path):
 
 def test_bad_routes_file_is_refused_with_the_route_and_the_fix(monkeypatch, tmp_path):
     path = tmp_path / "routes.toml"
-    path.write_text(ROUTE + ROUTE)
+    path.write_text("\n" + ROUTE + ROUTE)
     monkeypatch.setenv("RH_GATEWAY_CONFIG_FILE", str(path))
-    with pytest.raises(SettingsError, match=r"RH_GATEWAY_CONFIG: .*route /a/\*: GET is claimed twice"):
+    with pytest.raises(SettingsError, match=r"RH_GATEWAY_CONFIG: .*/routes.toml:10:12: route /a/\*: GET is claimed"):
         load(GatewaySettings)
 
 
