@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ WEBSOCKET_MESSAGE_BYTES_MAX = 64 * 1024
 LISTEN_BACKLOG = 2048
 SETTLE_S = 0.1
 """A request is at most this long behind its connection; closed before, its sender would see a reset."""
+COLLECT_AFTER = 10_000
+"""Objects made and not freed before the collector looks at the young ones; Python's own 700 is a handful of requests."""
 
 S = TypeVar("S", bound=Settings)
 
@@ -131,6 +134,16 @@ def _listen(bound: socket.socket) -> socket.socket:
     return bound
 
 
+def _calm_the_collector() -> None:
+    """Take what exists now out of the collector's sight and let it run less often.
+
+    A full collection walks every object of the imported frameworks to find none to free; under load that was a tenth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, 20, 100)
+
+
 def main(
     settings_type: type[S],
     create: Callable[[S], Application],
@@ -177,6 +190,7 @@ def run(settings: S, create: Callable[[S], Application], sockets: Sequence[socke
     except CannotStart as error:
         structlog.get_logger().error("start_failed", reason=str(error))
         sys.exit(EXIT_CONFIG)
+    _calm_the_collector()
     server = Server(config_of(app), app)
     with contextlib.ExitStack() as stack:
         for each in sockets:

@@ -89,4 +89,5 @@ class Call:
 
 def mint_traceparent() -> str:
     """Return a new W3C trace context, not sampled. Its ids need to be unique, not secret: drawn at a tenth of urandom's cost."""
-    return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-00"
+    digits = f"{random.getrandbits(192):048x}"
+    return f"00-{digits[:32]}-{digits[32:]}-00"

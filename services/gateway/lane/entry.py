@@ -1,23 +1,32 @@
 """The door of the data path: every request is checked, matched and taken through its route's policies before its body is read."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.domain.routing import check_target
 from services.gateway.lane.call import Call
-from services.gateway.lane.client import refuse
 from services.gateway.lane.exchange import Exchange, Upstreams
 from services.gateway.lane.head import check_authority, read_head
 from services.gateway.lane.plan import Plan, Plans
-from services.gateway.lane.websocket import WebSocketProxy, refuse_handshake
+from services.gateway.lane.websocket import WebSocketProxy
 from services.gateway.model import Route
 from shared import context
 from shared.errors import NotFound, Problem
 
 log = structlog.get_logger()
+
+
+class Answering(Protocol):
+    """Whoever answers one call."""
+
+    async def run(self, route: Route) -> None:
+        """Pass the call to the route's service. Raises Problem where that is refused before an answer began."""
+
+    async def refuse(self, problem: Problem) -> None:
+        """Answer with a problem."""
 
 
 class Lane:
@@ -62,25 +71,16 @@ class Lane:
                 raise problem
             check_target(scope["raw_path"])
             plan = plans.table.resolve(scope["method"], scope["path"])
-            if plan is not None:
-                # Not for the gateway's own probes: who asks them names an address, not a public host.
-                check_authority(head.host, self._authorities)
+            if plan is None:
+                await self._inner(scope, receive, send)
+                return
+            # Not for the gateway's own probes: who asks them names an address, not a public host.
+            check_authority(head.host, self._authorities)
         except Problem as refusal:
-            problem = refusal
-        if plan is None and problem is None:
-            await self._inner(scope, receive, send)
-            return
+            problem, plan = refusal, plans.unmatched
+        assert plan is not None
         call = Call(scope, head, self._draining)
-
-        async def proxy(route: Route) -> None:
-            await Exchange(self._upstreams, route, call, receive=receive, send=send).run()
-
-        async def refuse_it(refusal: Problem) -> None:
-            await refuse(refusal, call, send=send)
-
-        await self._serve(
-            call, plan if plan is not None and problem is None else plans.unmatched, problem, proxy, refuse_it
-        )
+        await self._serve(call, plan, problem, Exchange(self._upstreams, call, receive=receive, send=send))
 
     async def _on_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         head, problem = read_head(scope)
@@ -95,27 +95,12 @@ class Lane:
             if plan is None:
                 raise NotFound
         except Problem as refusal:
-            problem = refusal
+            problem, plan = refusal, plans.unmatched
+        assert plan is not None
         call = Call(scope, head, self._draining)
+        await self._serve(call, plan, problem, self._websockets.opening(call, scope, receive, send))
 
-        async def proxy(route: Route) -> None:
-            await self._websockets.run(route, call, scope=scope, receive=receive, send=send)
-
-        async def refuse_it(refusal: Problem) -> None:
-            await refuse_handshake(refusal, call, receive, send)
-
-        await self._serve(
-            call, plan if plan is not None and problem is None else plans.unmatched, problem, proxy, refuse_it
-        )
-
-    async def _serve(
-        self,
-        call: Call,
-        plan: Plan,
-        problem: Problem | None,
-        proxy: Callable[[Route], Awaitable[None]],
-        refuse_it: Callable[[Problem], Awaitable[None]],
-    ) -> None:
+    async def _serve(self, call: Call, plan: Plan, problem: Problem | None, answering: Answering) -> None:
         """Take a call through its plan; a problem has the plan of unmatched calls, which counts and logs it."""
         route = plan.route
         if route is not None:
@@ -129,13 +114,13 @@ class Lane:
             if problem is not None:
                 raise problem
             assert route is not None
-            await proxy(route)
+            await answering.run(route)
         except Problem as refusal:
-            await refuse_it(refusal)
+            await answering.refuse(refusal)
         except Exception:
             log.exception("request_failed", method=call.method, path=call.path[:512])
             if call.status == 0:
-                await refuse_it(Problem())
+                await answering.refuse(Problem())
         finally:
             for after in plan.after:
                 after(call)

@@ -59,9 +59,8 @@ class Exchange:
         "_verdict",
     )
 
-    def __init__(self, upstreams: Upstreams, route: Route, call: Call, *, receive: Receive, send: Send) -> None:
+    def __init__(self, upstreams: Upstreams, call: Call, *, receive: Receive, send: Send) -> None:
         self._upstreams = upstreams
-        self._route = route
         self._call = call
         self._receive = receive
         self._send = send
@@ -72,12 +71,15 @@ class Exchange:
         self._is_started = False
         self._is_event_stream = False
 
-    async def run(self) -> None:
+    async def refuse(self, problem: Problem) -> None:
+        """Answer with a problem, before `run`."""
+        await refuse(problem, self._call, send=self._send)
+
+    async def run(self, route: Route) -> None:
         """Proxy the request; every failure is answered here or, after the answer began, shown by an end that is no end."""
+        self._route = route
         self._due_at = self._call.due_at
-        self._client = ClientSide(
-            self._receive, self._call.head, limit=self._route.body_bytes_max, on_end=self.interrupt
-        )
+        self._client = ClientSide(self._receive, self._call.head, limit=route.body_bytes_max, on_end=self.interrupt)
         task = self._task = asyncio.current_task()
         assert task is not None
         cancelling = task.cancelling()

@@ -1,7 +1,6 @@
 """The head of a request: read once, refused where it is ambiguous, filtered for the next hop."""
 
 import re
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 from starlette.types import Scope
@@ -23,6 +22,12 @@ FIELDS_MAX = 100
 TARGET_BYTES_MAX = 8 * 1024
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+
+
+@lru_cache(maxsize=256)
+def _is_host(host: bytes) -> bool:
+    return _HOST.fullmatch(host) is not None
+
 
 HOP_BY_HOP = frozenset(
     {
@@ -110,32 +115,34 @@ def _rule(name: bytes) -> tuple[bool, str | None]:
     return passes, _NOTED.get(name)
 
 
-@dataclass(slots=True)
 class RequestHead:
     """What the gateway needs to know of a request's head; `passed` are the headers that go on to the service.
 
     `length` is the declared body length, None where none was declared. `repeated` names a field that came twice but may not.
     """
 
-    passed: Headers = field(default_factory=list)
+    # Defaults of the class, not of each instance: most requests have few of these, and reading a head writes only what it finds.
     length: int | None = None
-    is_chunked: bool = False
-    repeated: str = ""
-    host: bytes = b""
-    authorization: bytes = b""
-    origin: bytes = b""
-    accept_encoding: bytes = b""
-    idempotency_key: bytes = b""
-    request_id: bytes = b""
-    traceparent: bytes = b""
-    timeout_ms: bytes = b""
-    forwarded_for: bytes = b""
-    forwarded_proto: bytes = b""
-    connection: bytes = b""
-    content_encoding: bytes = b""
-    content_length: bytes = b""
-    transfer_encoding: bytes = b""
-    expect: bytes = b""
+    is_chunked = False
+    repeated = ""
+    host = b""
+    authorization = b""
+    origin = b""
+    accept_encoding = b""
+    idempotency_key = b""
+    request_id = b""
+    traceparent = b""
+    timeout_ms = b""
+    forwarded_for = b""
+    forwarded_proto = b""
+    connection = b""
+    content_encoding = b""
+    content_length = b""
+    transfer_encoding = b""
+    expect = b""
+
+    def __init__(self) -> None:
+        self.passed: Headers = []
 
     @property
     def has_body(self) -> bool:
@@ -153,7 +160,7 @@ def read_head(scope: Scope) -> tuple[RequestHead, Problem | None]:
     """
     head = RequestHead()
     size = 0
-    headers, passed, seen = scope["headers"], head.passed, set[str]()
+    headers, passed, found = scope["headers"], head.passed, vars(head)
     for pair in headers:
         name, value = pair
         size += len(name) + len(value)
@@ -161,17 +168,16 @@ def read_head(scope: Scope) -> tuple[RequestHead, Problem | None]:
         if passes:
             passed.append(pair)
         if noted is not None:
-            if noted in seen:
+            if noted in found:
                 _repeat(head, noted, value)
             else:
-                seen.add(noted)
-                setattr(head, noted, value)
+                found[noted] = value
     if head.content_length.isdigit():
         head.length = int(head.content_length)
     head.is_chunked = bool(head.transfer_encoding)
     if head.connection:
         strip_named(passed, head.connection)
-    problem = _size_problem(scope, len(headers), size + 4 * len(headers)) or _repetition_problem(scope, head, seen)
+    problem = _size_problem(scope, len(headers), size + 4 * len(headers)) or _repetition_problem(scope, head)
     if problem is None and (head.is_chunked or head.content_encoding):
         problem = _framing_problem(scope, head)
     return head, problem
@@ -194,10 +200,10 @@ def _size_problem(scope: Scope, fields: int, size: int) -> Problem | None:
     return None
 
 
-def _repetition_problem(scope: Scope, head: RequestHead, seen: set[str]) -> Problem | None:
+def _repetition_problem(scope: Scope, head: RequestHead) -> Problem | None:
     # RFC 9112, section 3.2; only HTTP/1.0 may leave Host out.
-    is_old = scope["http_version"] == "1.0" and "host" not in seen
-    if not is_old and (head.repeated == "host" or not _HOST.fullmatch(head.host)):
+    is_old = scope["http_version"] == "1.0" and "host" not in vars(head)
+    if not is_old and (head.repeated == "host" or not _is_host(head.host)):
         return BadRequest("a request must have exactly one valid Host", code="bad_host")
     if head.repeated in ("content-length", "transfer-encoding"):
         return BadRequest("the length of the body is ambiguous", code="ambiguous_framing")

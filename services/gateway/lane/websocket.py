@@ -126,47 +126,67 @@ class WebSocketProxy:
 
     def __init__(self, balancer: Balancer, *, origins: frozenset[str]) -> None:
         """`origins` are foreign origins (lower case) that may open a WebSocket besides the gateway's own."""
-        self._balancer = balancer
-        self._origins = origins
+        self.balancer = balancer
+        self.origins = origins
 
-    async def run(self, route: Route, call: Call, *, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one handshake and, where the service takes it, the connection."""
-        address: Address | None = None
+    def opening(self, call: Call, scope: Scope, receive: Receive, send: Send) -> "Opening":
+        """Return what serves one handshake."""
+        return Opening(self, call, scope, receive, send)
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """One handshake and, where the service takes it, the connection."""
+
+    proxy: WebSocketProxy
+    call: Call
+    scope: Scope
+    receive: Receive
+    send: Send
+
+    async def refuse(self, problem: Problem) -> None:
+        """Answer the handshake with a problem."""
+        await refuse_handshake(problem, self.call, self.receive, self.send)
+
+    async def run(self, route: Route) -> None:
+        """Open the connection and carry it to its end. Raises Problem where the handshake is refused."""
+        _check_origin(self.call, self.proxy.origins)
+        balancer = self.proxy.balancer
         try:
-            _check_origin(call, self._origins)
             async with asyncio.timeout(route.timeout_s):
-                upstream, address = await self._open(route, call, scope)
+                upstream, address = await _open(balancer, route, self.call, self.scope)
         except TimeoutError:
             raise DeadlineExceeded("the service did not answer in time") from None
         except InvalidStatus as refused:
-            await _pass_refusal(refused, call, receive, send)
+            await _pass_refusal(refused, self.call, self.receive, self.send)
             return
         except (InvalidHandshake, EOFError) as error:
             log.warning("upstream_failed", upstream=route.service, reason=type(error).__name__)
             raise BadGateway from error
         try:
-            await _serve(upstream, call, receive, send)
+            await _serve(upstream, self.call, self.receive, self.send)
         finally:
-            self._balancer.end(address)
+            balancer.end(address)
 
-    async def _open(self, route: Route, call: Call, scope: Scope) -> tuple[ClientConnection, Address]:
-        """Return an open upstream connection, counted at its address. Raises what a handshake can, and Unavailable."""
-        tried: list[Address] = []
-        while len(tried) < CONNECTS_MAX:
-            address = self._balancer.choose(route.service, tried)
-            if address is None:
-                break
-            self._balancer.begin(address)
-            try:
-                return await _handshake(address, call, scope), address
-            except OSError:
-                self._balancer.end(address)
-                self._balancer.refused(address)
-                tried.append(address)
-            except BaseException:
-                self._balancer.end(address)
-                raise
-        raise Unavailable(f"the service {route.service} takes no connection", code="no_upstream")
+
+async def _open(balancer: Balancer, route: Route, call: Call, scope: Scope) -> tuple[ClientConnection, Address]:
+    """Return an open upstream connection, counted at its address. Raises what a handshake can, and Unavailable."""
+    tried: list[Address] = []
+    while len(tried) < CONNECTS_MAX:
+        address = balancer.choose(route.service, tried)
+        if address is None:
+            break
+        balancer.begin(address)
+        try:
+            return await _handshake(address, call, scope), address
+        except OSError:
+            balancer.end(address)
+            balancer.refused(address)
+            tried.append(address)
+        except BaseException:
+            balancer.end(address)
+            raise
+    raise Unavailable(f"the service {route.service} takes no connection", code="no_upstream")
 
 
 async def _serve(upstream: ClientConnection, call: Call, receive: Receive, send: Send) -> None:
