@@ -18,6 +18,8 @@ BODY_BYTES_MAX = 1024 * 1024
 
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+(?:/\*)?", re.ASCII)
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]{0,31}://(?:[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?", re.ASCII)
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def _check_path(path: str) -> str:
@@ -46,8 +48,22 @@ def check_network(text: str) -> str:
     return text
 
 
+def check_origin(text: str) -> str:
+    """Return an origin as browsers send it: `scheme://host[:port]` in lower case. Raises ValueError."""
+    origin = text.strip().lower()
+    if origin in ("*", "null"):
+        raise ValueError(f"{origin} would let in every page; name each origin, such as https://app.example.com")
+    if not _ORIGIN.fullmatch(origin):
+        raise ValueError(f"'{text[:60]}' is no origin; write scheme://host[:port] and nothing after it")
+    scheme, _, host = origin.partition("://")
+    if host.endswith(_DEFAULT_PORTS.get(scheme, "/")):
+        raise ValueError(f"'{text[:60]}' names the port that browsers leave out; write {origin.rpartition(':')[0]}")
+    return origin
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
 Network = Annotated[str, AfterValidator(check_network)]
+Origin = Annotated[str, AfterValidator(check_origin)]
 
 
 class _Frozen(BaseModel):
@@ -164,7 +180,7 @@ class Addresses(_Frozen):
 class Cors(_Frozen):
     """Pages of these origins (scheme://host[:port], exact) may call the API and open WebSockets."""
 
-    origins: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
     max_age_s: int = Field(600, ge=0, le=86_400)
 
 

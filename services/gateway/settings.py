@@ -8,7 +8,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.gateway.domain.config import ConfigError, parse_config
 from services.gateway.domain.defaults import default_config
-from services.gateway.model import Addresses, Auth, Cors, GatewayConfig, check_network
+from services.gateway.model import Addresses, Auth, Cors, GatewayConfig, check_network, check_origin
 from shared.endpoints import Endpoints, EndpointsError
 from shared.settings import RedisUrl, Settings
 
@@ -61,6 +61,13 @@ class GatewaySettings(Settings):
         if count > 1 and not sys.platform.startswith("linux"):
             raise ValueError("more than one needs Linux: elsewhere one of them would get every connection")
         return count
+
+    @field_validator("origins")
+    @classmethod
+    def _are_origins(cls, text: str) -> str:
+        for part in _listed(text):
+            check_origin(part)
+        return text
 
     @field_validator("endpoints")
     @classmethod

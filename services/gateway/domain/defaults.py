@@ -56,10 +56,19 @@ def _routes(*, is_production: bool) -> tuple[Route, ...]:
             auth="public",
             limits=(*USUAL, "failed-logins"),
             priority="critical",
+            # What hands out tokens is never compressed: see lane/compress.py.
+            compress=False,
         ),
-        Route(path="/auth/refresh", service="users", methods=("POST",), auth="public", priority="critical"),
         Route(
-            path="/auth/*", service="users", methods=("GET", "POST", "DELETE"), auth="signed_in", priority="critical"
+            path="/auth/refresh", service="users", methods=("POST",), auth="public", priority="critical", compress=False
+        ),
+        Route(
+            path="/auth/*",
+            service="users",
+            methods=("GET", "POST", "DELETE"),
+            auth="signed_in",
+            priority="critical",
+            compress=False,
         ),
         Route(path="/.well-known/jwks.json", service="users", methods=_READ, auth="public", priority="critical"),
         # The token of a chat may come by header, query or subprotocol; the service knows all three, so it verifies.

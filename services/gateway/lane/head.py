@@ -115,6 +115,15 @@ def _rule(name: bytes) -> tuple[bool, str | None]:
     return passes, _NOTED.get(name)
 
 
+_OF_CLIENTS = frozenset({b"x-request-id", b"traceparent", b"x-request-timeout-ms"})
+"""Read by the gateway and sent on in a form of its own."""
+
+
+def is_taken(name: bytes) -> bool:
+    """Tell whether a client's header of this name (in lower case) has any effect; all others are dropped."""
+    return _rule(name)[0] or name in _OF_CLIENTS
+
+
 class RequestHead:
     """What the gateway needs to know of a request's head; `passed` are the headers that go on to the service.
 
@@ -237,15 +246,33 @@ def check_authority(host: bytes, served: frozenset[str]) -> None:
         raise MisdirectedRequest
 
 
-_WITHHELD = HOP_BY_HOP | frozenset(
-    {
-        # The server in front writes its own; two would contradict each other.
-        b"date",
-        b"server",
-        # Of every answer, so not of some twice.
-        b"x-request-id",
-        b"x-content-type-options",
-    }
+_CORS = frozenset(
+    b"access-control-" + name
+    for name in (
+        b"allow-origin",
+        b"allow-credentials",
+        b"allow-headers",
+        b"allow-methods",
+        b"allow-private-network",
+        b"expose-headers",
+        b"max-age",
+    )
+)
+"""Whom a page of another origin may ask is the gateway's to say (cors.py); a browser refuses an answer that says it twice."""
+
+_WITHHELD = (
+    HOP_BY_HOP
+    | _CORS
+    | frozenset(
+        {
+            # The server in front writes its own; two would contradict each other.
+            b"date",
+            b"server",
+            # Of every answer, so not of some twice.
+            b"x-request-id",
+            b"x-content-type-options",
+        }
+    )
 )
 
 
