@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 import time
+from typing import NamedTuple
 
 from starlette.types import Scope
 
@@ -15,6 +16,34 @@ from shared.tokens import Identity
 
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 DEADLINE = DEADLINE_HEADER.lower().encode()
+
+
+class RequestLine(NamedTuple):
+    """What a request says beside its headers, and where it came from.
+
+    `kind` is http or websocket, `path` the decoded path, `raw_path` and `query` the bytes as they came, `address` the peer's or "".
+    """
+
+    kind: str
+    method: str
+    path: str
+    raw_path: bytes
+    query: bytes
+    scheme: str
+    address: str
+
+    @classmethod
+    def of_scope(cls, scope: Scope) -> "RequestLine":
+        """Return the request line of an ASGI scope."""
+        return cls(
+            scope["type"],
+            scope.get("method", "WEBSOCKET"),
+            scope["path"],
+            scope["raw_path"],
+            scope["query_string"],
+            scope["scheme"],
+            scope["client"][0] if scope["client"] else "",
+        )
 
 
 class Call:
@@ -44,17 +73,11 @@ class Call:
         "status",
     )
 
-    def __init__(self, scope: Scope, head: RequestHead, draining: asyncio.Event) -> None:
+    def __init__(self, head: RequestHead, line: RequestLine, draining: asyncio.Event) -> None:
         self.started_at = time.monotonic()
         self.head = head
         self.draining = draining
-        self.kind: str = scope["type"]
-        self.method: str = scope["method"] if self.kind == "http" else "WEBSOCKET"
-        self.path: str = scope["path"]
-        self.raw_path: bytes = scope["raw_path"]
-        self.query: bytes = scope["query_string"]
-        self.scheme: str = scope["scheme"]
-        self.address: str = scope["client"][0] if scope["client"] else ""
+        self.kind, self.method, self.path, self.raw_path, self.query, self.scheme, self.address = line
         self.is_exempt = False
         self.identity: Identity | None = None
         self.due_at = 0.0

@@ -67,6 +67,7 @@ class Cycle:
         "_fault",
         "_framing",
         "_has_news",
+        "_head",
         "_is_fault_told",
         "_is_lost",
         "_is_started",
@@ -98,6 +99,8 @@ class Cycle:
         self._is_started = False
         self._framing = _NO_BODY
         self._left = 0
+        # The answer's head until the first part of its body: written with it, since each write is a system call.
+        self._head = b""
 
     # The connection's side.
 
@@ -181,7 +184,10 @@ class Cycle:
         return self._is_lost or self.is_complete or self._is_fault_told
 
     async def send(self, message: Message) -> None:
-        """Write a part of the answer; see ASGI. What is sent to a client that is gone is dropped."""
+        """Write a part of the answer; see ASGI. What is sent to a client that is gone is dropped.
+
+        The head goes out with the first part of the body: an application that has none yet and wants the head seen sends an empty one.
+        """
         if self._client.is_write_paused and not self._is_lost:
             await self._client.drain()
         if self._is_lost:
@@ -228,18 +234,22 @@ class Cycle:
         # One look for what a forged value would need, in place of one at each name and value.
         if head.count(b"\n") != count + 1 or head.count(b"\r") != count + 1 or b"\0" in head:
             raise RuntimeError("a header of the answer holds a line break")
-        self._client.write(head)
+        self._head = head
 
     def _write_body(self, data: bytes, *, is_last: bool) -> None:
+        head, self._head = self._head, b""
         if self._framing is _CHUNKED:
-            chunk = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-            self._client.write(chunk + b"0\r\n\r\n" if is_last else chunk)
-        elif self._framing is not _NO_BODY:
-            if self._framing is _BY_LENGTH:
-                self._left -= len(data)
-                if self._left < 0 or (is_last and self._left):
-                    raise RuntimeError("the answer is not as long as it says")
-            self._client.write(data)
+            data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            if is_last:
+                data += b"0\r\n\r\n"
+        elif self._framing is _NO_BODY:
+            data = b""
+        elif self._framing is _BY_LENGTH:
+            self._left -= len(data)
+            if self._left < 0 or (is_last and self._left):
+                raise RuntimeError("the answer is not as long as it says")
+        if head or data:
+            self._client.write(head + data)
         if is_last:
             self.is_complete = True
             self._tell()

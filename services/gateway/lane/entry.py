@@ -7,9 +7,9 @@ import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.domain.routing import check_target
-from services.gateway.lane.call import Call
+from services.gateway.lane.call import Call, RequestLine
 from services.gateway.lane.exchange import Exchange, Upstreams
-from services.gateway.lane.head import check_authority, read_head
+from services.gateway.lane.head import RequestHead, check_authority, read_head
 from services.gateway.lane.plan import Plan, Plans
 from services.gateway.lane.websocket import WebSocketProxy
 from services.gateway.model import Route
@@ -63,7 +63,7 @@ class Lane:
 
     async def _on_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Read before anything is awaited: a server could add a chunked body's trailers to the same list as they come.
-        head, problem = read_head(scope)
+        head, problem = _read(scope)
         plans = self._plans
         plan: Plan | None = None
         try:
@@ -79,11 +79,11 @@ class Lane:
         except Problem as refusal:
             problem, plan = refusal, plans.unmatched
         assert plan is not None
-        call = Call(scope, head, self._draining)
+        call = Call(head, RequestLine.of_scope(scope), self._draining)
         await self._serve(call, plan, problem, Exchange(self._upstreams, call, receive=receive, send=send))
 
     async def _on_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head, problem = read_head(scope)
+        head, problem = _read(scope)
         plans = self._plans
         plan: Plan | None = None
         try:
@@ -97,7 +97,7 @@ class Lane:
         except Problem as refusal:
             problem, plan = refusal, plans.unmatched
         assert plan is not None
-        call = Call(scope, head, self._draining)
+        call = Call(head, RequestLine.of_scope(scope), self._draining)
         await self._serve(call, plan, problem, self._websockets.opening(call, scope, receive, send))
 
     async def _serve(self, call: Call, plan: Plan, problem: Problem | None, answering: Answering) -> None:
@@ -125,3 +125,11 @@ class Lane:
             for after in plan.after:
                 after(call)
             context.leave(token)
+
+
+def _read(scope: Scope) -> tuple[RequestHead, Problem | None]:
+    return read_head(
+        scope["headers"],
+        target_bytes=len(scope["raw_path"]) + len(scope["query_string"]),
+        is_old=scope.get("http_version") == "1.0",
+    )

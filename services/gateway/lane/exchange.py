@@ -194,6 +194,7 @@ class Exchange:
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         if is_stream:
             self._client.watch()
+        is_head_waiting = True
         while True:
             data, is_last = connection.take()
             call.body_bytes += len(data)
@@ -201,8 +202,9 @@ class Exchange:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 data = b""
                 await self._client.stop_upload()
-            if data or is_last:
+            if data or is_last or is_head_waiting:
                 await send({"type": "http.response.body", "body": data, "more_body": not is_last})
+                is_head_waiting = False
             if is_last:
                 return
             if is_stream:

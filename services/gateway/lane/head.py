@@ -3,8 +3,6 @@
 import re
 from functools import lru_cache
 
-from starlette.types import Scope
-
 from shared.errors import (
     BadRequest,
     HeadTooLarge,
@@ -162,14 +160,16 @@ class RequestHead:
         return bool(self.expect)
 
 
-def read_head(scope: Scope) -> tuple[RequestHead, Problem | None]:
-    """Read an ASGI scope's head and say what is wrong with it, if anything.
+def read_head(headers: Headers, *, target_bytes: int, is_old: bool) -> tuple[RequestHead, Problem | None]:
+    """Read a request's headers (names in lower case) and say what is wrong with its head, if anything.
+
+    `target_bytes` is the length of its target, `is_old` says HTTP/1.0.
 
     The problem is returned, not raised: refusing well still needs to know whether a body follows.
     """
     head = RequestHead()
     size = 0
-    headers, passed, found = scope["headers"], head.passed, vars(head)
+    passed, found = head.passed, vars(head)
     for pair in headers:
         name, value = pair
         size += len(name) + len(value)
@@ -186,9 +186,12 @@ def read_head(scope: Scope) -> tuple[RequestHead, Problem | None]:
     head.is_chunked = bool(head.transfer_encoding)
     if head.connection:
         strip_named(passed, head.connection)
-    problem = _size_problem(scope, len(headers), size + 4 * len(headers)) or _repetition_problem(scope, head)
+    fields = len(headers)
+    if size + 4 * fields > HEAD_BYTES_MAX or fields > FIELDS_MAX or target_bytes > TARGET_BYTES_MAX:
+        return head, _size_problem(fields, target_bytes)
+    problem = _repetition_problem(head, is_old=is_old)
     if problem is None and (head.is_chunked or head.content_encoding):
-        problem = _framing_problem(scope, head)
+        problem = _framing_problem(head, is_old=is_old)
     return head, problem
 
 
@@ -199,20 +202,18 @@ def _repeat(head: RequestHead, field_name: str, value: bytes) -> None:
         head.repeated = field_name.replace("_", "-")
 
 
-def _size_problem(scope: Scope, fields: int, size: int) -> Problem | None:
-    if size > HEAD_BYTES_MAX:
-        return HeadTooLarge(f"a head may have at most {HEAD_BYTES_MAX} bytes")
+def _size_problem(fields: int, target_bytes: int) -> Problem:
+    if target_bytes > TARGET_BYTES_MAX:
+        return UriTooLong(f"an address may have at most {TARGET_BYTES_MAX} bytes")
     if fields > FIELDS_MAX:
         return HeadTooLarge(f"a head may have at most {FIELDS_MAX} fields")
-    if len(scope["raw_path"]) + len(scope["query_string"]) > TARGET_BYTES_MAX:
-        return UriTooLong(f"an address may have at most {TARGET_BYTES_MAX} bytes")
-    return None
+    return HeadTooLarge(f"a head may have at most {HEAD_BYTES_MAX} bytes")
 
 
-def _repetition_problem(scope: Scope, head: RequestHead) -> Problem | None:
+def _repetition_problem(head: RequestHead, *, is_old: bool) -> Problem | None:
     # RFC 9112, section 3.2; only HTTP/1.0 may leave Host out.
-    is_old = scope["http_version"] == "1.0" and "host" not in vars(head)
-    if not is_old and (head.repeated == "host" or not _is_host(head.host)):
+    is_host_left_out = is_old and "host" not in vars(head)
+    if not is_host_left_out and (head.repeated == "host" or not _is_host(head.host)):
         return BadRequest("a request must have exactly one valid Host", code="bad_host")
     if head.repeated in ("content-length", "transfer-encoding"):
         return BadRequest("the length of the body is ambiguous", code="ambiguous_framing")
@@ -222,12 +223,8 @@ def _repetition_problem(scope: Scope, head: RequestHead) -> Problem | None:
     return None
 
 
-def _framing_problem(scope: Scope, head: RequestHead) -> Problem | None:
-    if head.is_chunked and (
-        scope["http_version"] == "1.0"
-        or head.length is not None
-        or head.transfer_encoding.strip().lower() != b"chunked"
-    ):
+def _framing_problem(head: RequestHead, *, is_old: bool) -> Problem | None:
+    if head.is_chunked and (is_old or head.length is not None or head.transfer_encoding.strip().lower() != b"chunked"):
         return BadRequest("the length of the body is ambiguous", code="ambiguous_framing")
     if head.content_encoding.strip().lower() not in (b"", b"identity"):
         return UnsupportedMediaType("compressed request bodies are not accepted")

@@ -63,7 +63,9 @@ class Pool:
         `is_fresh` takes no kept one. For a request that must not be sent twice (`is_replayable=False`) a kept connection is first asked
         whether it was closed meanwhile. Raises ConnectFailed, and Unavailable when all are busy for too long.
         """
-        host = self._hosts.setdefault(address, _Host())
+        host = self._hosts.get(address)
+        if host is None:
+            host = self._hosts[address] = _Host()
         while True:
             while host.idle and not is_fresh:
                 connection = host.idle.pop()
