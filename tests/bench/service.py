@@ -20,6 +20,8 @@ PIECE_S = SLOW_PIECE_BYTES / 1e6
 """Between two pieces of a slow reader: a megabyte a second."""
 
 DOWN, UP = "/bulk/down", "/bulk/up"
+STATUS_PATH = "/upstream-status"
+"""As nginx's `stub_status` tells it: the third number of the third line counts the requests."""
 
 
 class Service:
@@ -27,6 +29,7 @@ class Service:
 
     def __init__(self, documents: Mapping[str, str]) -> None:
         self._documents = {path: text.encode() for path, text in documents.items()}
+        self._requests = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -39,6 +42,7 @@ class Service:
             writer.close()
 
     async def _answer(self, head: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._requests += 1
         lines = head.split("\r\n")
         target = urlsplit(lines[0].split(" ")[1])
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
@@ -51,6 +55,8 @@ class Service:
             await _take(length, query.get("slow_s", 0.0), reader, writer)
         elif target.path == DOWN:
             await _give(int(query["bytes"]), writer)
+        elif target.path == STATUS_PATH:
+            await _send(writer, f"\n\n0 0 {self._requests}\n".encode())
         else:
             await reader.readexactly(length)
             await _send(writer, self._documents.get(target.path, self._documents["*"]))

@@ -10,7 +10,7 @@ from tests.bench.gateways import Variant
 from tests.bench.results import ratio_of_medians, rounded
 from tests.bench.windows import QUIET_S, WARM_UP_S, Driver, Window
 
-START_S = 0.8
+START_S = 1.0
 """About what a gateway takes to start, be checked and end; for the estimate only."""
 
 KINDS = ("get", "post")

@@ -4,10 +4,12 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.request import urlopen
 
 from tests.bench import peers
 from tests.bench.errors import Missing
 from tests.bench.processes import ROOT, Stand, free_port
+from tests.bench.service import STATUS_PATH
 
 KEEPALIVE_REQUESTS = 1_000_000_000
 """nginx closes a connection after 1,000 requests by itself; connecting again is not what is measured."""
@@ -46,10 +48,18 @@ http {{
   server {{
     listen 127.0.0.1:{port} backlog=4096;
 {own}
+    location = {STATUS_PATH} {{ stub_status; }}
     location / {{ default_type application/json; return 200 '{DOCUMENT}'; }}
   }}
 }}
 """
+
+
+def requests_got(port: int) -> int:
+    """Ask the upstream how many requests it got before this one."""
+    with urlopen(f"http://127.0.0.1:{port}{STATUS_PATH}", timeout=5) as answer:
+        # "Active connections: 1", a line of names, then accepted, handled, requests.
+        return int(answer.read().split(b"\n")[2].split()[2]) - 1
 
 
 def start(stand: Stand, documents: Mapping[str, str]) -> tuple[str, int]:

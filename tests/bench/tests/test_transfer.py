@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from urllib.request import urlopen
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.bench import payload, transfer
 from tests.bench.errors import BenchError
 from tests.bench.ours import Caller
 from tests.bench.service import Service
+from tests.bench.upstream import requests_got
 
 TOTAL = 3 * payload.BLOCK_BYTES + 1234
 
@@ -77,3 +79,10 @@ async def test_other_paths_have_their_documents(port):
         assert json.loads(await reader.readexactly(transfer._length(head))) == body
         writer.close()
         await writer.wait_closed()
+
+
+async def test_the_service_counts_what_it_got_before_it_is_asked(port):
+    assert await asyncio.to_thread(requests_got, port) == 0
+    for _ in range(3):
+        await asyncio.to_thread(urlopen(f"http://127.0.0.1:{port}/x").close)
+    assert await asyncio.to_thread(requests_got, port) == 4
