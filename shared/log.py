@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from select import PIPE_BUF
 from typing import Any
 
 import orjson
@@ -163,8 +164,13 @@ def set_up(*, service: str, replica: str, level: str) -> None:
 
 
 def _write_out(lines: bytes) -> None:
-    sys.stdout.buffer.write(lines)
-    sys.stdout.buffer.flush()
+    # In pieces of whole lines that a pipe takes at once: a longer write to a full pipe is torn by that of another worker.
+    start = 0
+    while start < len(lines):
+        end = lines.rfind(b"\n", start, start + PIPE_BUF) + 1 or lines.find(b"\n", start) + 1 or len(lines)
+        sys.stdout.buffer.write(lines[start:end])
+        sys.stdout.buffer.flush()
+        start = end
 
 
 def _dump(event: Event, **_: Any) -> bytes:

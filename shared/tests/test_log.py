@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -114,3 +117,31 @@ def test_a_long_text_is_cut(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
 def test_no_bearer_token_survives_masking(token: str) -> None:
     marked = f"zq{token.strip() or 'x'}qz"
     assert marked not in log.mask(f"Bearer {marked}")
+
+
+WRITER = """
+import sys
+from shared import log
+log.set_up(service="gateway", replica="gateway-" + sys.argv[1], level="INFO")
+sink = log.json_lines()
+line = b'{"event":"request","path":"' + sys.argv[1].encode() * 300 + b'"' + sink.tail
+for _ in range(20):
+    sink.write(line * 150)
+"""
+
+
+@pytest.mark.slow
+def test_lines_of_processes_that_share_a_pipe_stay_whole() -> None:
+    out, into = os.pipe()
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, name], cwd=Path(__file__).parents[2], stdout=into)
+        for name in "ab"
+    ]
+    os.close(into)
+    with open(out, "rb", buffering=0) as pipe:
+        # Little at a time, so that the pipe is full and the writers wait within what they write.
+        read = b"".join(iter(lambda: pipe.read(1000), b""))
+    assert [writer.wait(10) for writer in writers] == [0, 0]
+    found = [json.loads(line) for line in read.splitlines()]
+    assert len(found) == 2 * 20 * 150
+    assert all(line["replica"] == f"gateway-{line['path'][0]}" and len(set(line["path"])) == 1 for line in found)

@@ -195,11 +195,12 @@ async def test_under_load_a_killed_worker_refuses_nobody_and_is_replaced(serve, 
     assert (line["ended"], line["again_in_s"]) == ("SIGKILL", 0)
 
 
-async def test_a_worker_told_to_leave_is_replaced_without_a_failed_call(serve, start):
+async def test_a_worker_told_to_leave_is_replaced_before_it_is_gone_and_no_call_fails(serve, start):
     async def slow(wire: Wire) -> None:
         request = await wire.message()
         if request.target == "/open/slow":
-            await asyncio.sleep(1)
+            # Both workers go on serving this until both successors serve.
+            await group.logged("started", 4)
         await wire.send(answer(request.target.encode()))
 
     group = await start(await serve(slow))
