@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -52,7 +53,9 @@ class Group:
 
     def lines(self, event: str) -> list[dict[str, object]]:
         """What was logged under a name."""
-        found = [json.loads(line) for line in (self.folder / "log").read_text().splitlines()]
+        # What follows the last end of a line is still being written.
+        whole, _, _ = (self.folder / "log").read_text().rpartition("\n")
+        found = [json.loads(line) for line in whole.splitlines()]
         return [line for line in found if line["event"] == event]
 
     async def logged(self, event: str, times: int = 1) -> list[dict[str, object]]:
@@ -366,19 +369,43 @@ async def test_a_new_worker_starts_with_the_last_good_configuration(serve, start
     assert (await group.ask("/another/x")).body == b"/another/x"
 
 
-async def test_an_inherited_socket_is_served_by_all_and_closed_at_the_end(serve, start):
+async def test_an_inherited_socket_is_served_by_all_and_refuses_once_none_of_them_takes_connections(serve, start):
+    arrived, may_end = asyncio.Event(), asyncio.Event()
+
+    async def wait(wire: Wire) -> None:
+        request = await wire.message()
+        if request.target == "/open/slow":
+            arrived.set()
+            await may_end.wait()
+        await wire.send(answer(request.target.encode()))
+
     public = listen("127.0.0.1", 0)
-    group = await start(await serve(), inherited=public.fileno())
     port = public.getsockname()[1]
+    group = await start(await serve(wait), inherited=public.fileno())
     public.close()
     private_port, group.port = group.port, port
     assert (await group.ask("/open/x")).body == b"/open/x"
     group.port = private_port
     assert (await group.ask("/open/x")).body == b"/open/x"
-    group.child.terminate()
+
+    group.port = port
+    async with asyncio.TaskGroup() as tasks:
+        under_way = tasks.create_task(group.ask("/open/slow"))
+        await arrived.wait()
+        group.child.terminate()
+        # Not queued for nobody, although the group is still there.
+        await eventually(lambda: is_refused(port))
+        may_end.set()
+    assert under_way.result().body == b"/open/slow"
     assert await group.exit_code() == 0
-    with pytest.raises(ConnectionRefusedError):
-        await asyncio.open_connection("127.0.0.1", port)
+
+
+def is_refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 async def test_one_worker_is_one_process(serve, start):
