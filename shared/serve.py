@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import resource
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -183,6 +184,23 @@ def open_sockets(settings: Settings, *, count: int = 1) -> list[socket.socket]:
         sys.exit(1)
 
 
+def allow_open_files(connections: int) -> None:
+    """Raise this process's limit on open files to what so many connections need, as far as the system lets it.
+
+    The usual 1,024 is there for programs that use select(); a proxy would be full at 500 clients.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Each client's connection may have one to a service behind it.
+    wanted = 2 * connections + 256
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError) as error:
+            structlog.get_logger().warning("open_files_limited", limit=soft, wanted=wanted, reason=str(error))
+
+
 def run(settings: S, create: Callable[[S], Application], sockets: Sequence[socket.socket]) -> NoReturn:
     """Serve on listening sockets until told to stop, then exit as `main` says; the sockets are closed."""
     try:
@@ -191,6 +209,7 @@ def run(settings: S, create: Callable[[S], Application], sockets: Sequence[socke
         structlog.get_logger().error("start_failed", reason=str(error))
         sys.exit(EXIT_CONFIG)
     _calm_the_collector()
+    allow_open_files(settings.connections_max)
     server = Server(config_of(app), app)
     with contextlib.ExitStack() as stack:
         for each in sockets:

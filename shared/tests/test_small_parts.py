@@ -1,7 +1,9 @@
 """Deadlines, ids, checks and supervised tasks."""
 
 import asyncio
+import resource
 import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from shared import checks, context, deadline, ids, tasks
 from shared.checks import Readiness
 from shared.deadline import Deadline
 from shared.errors import DeadlineExceeded
+from shared.serve import allow_open_files
 
 
 def test_new_ids_are_uuid7_and_sort_by_time() -> None:
@@ -167,3 +170,28 @@ async def test_a_task_that_does_not_stop_does_not_hold_the_close(monkeypatch: py
     await supervisor.close()
     release.set()
     assert time.monotonic() - started < 5
+
+
+@pytest.fixture
+def few_open_files() -> Iterator[int]:
+    """A process as most systems start it; the value is what it may have at most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard < 4096:
+        pytest.skip("this system's own limit is none to test against")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_open_files_are_raised_to_what_the_connections_need(few_open_files: int) -> None:
+    allow_open_files(1000)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (2256, few_open_files)
+    allow_open_files(10)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 2256
+
+
+def test_open_files_stay_within_what_the_system_allows(few_open_files: int) -> None:
+    allow_open_files(1_000_000_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard == few_open_files
+    assert soft == hard

@@ -202,6 +202,9 @@ class Cycle:
 
     def _write_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self._is_started = True
+        if self._expects_continue and not self._is_whole:
+            # It was not told to send its body and may send it all the same: nobody could tell that from a request.
+            self.keeps_alive = False
         lines = [status_line(status)]
         count = 1
         length, says_close = -1, False

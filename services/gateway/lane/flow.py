@@ -1,9 +1,14 @@
 """A client's socket: held to the slower side's pace, and ended so that what was said last is heard."""
 
 import asyncio
+import socket
+import struct
 from typing import cast
 
 from services.gateway.lane.front import Limits
+
+
+_LINGER_NOT = struct.pack("ii", 1, 0)
 
 
 class FlowProtocol(asyncio.Protocol):
@@ -95,7 +100,10 @@ class FlowProtocol(asyncio.Protocol):
 
     def cut(self, *, is_reset: bool) -> None:
         """End in the middle of an answer; reset where a plain end would look like the answer's."""
-        if is_reset:
-            self.transport.abort()
-        else:
+        if not is_reset:
             self.transport.close()
+            return
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        self.transport.abort()

@@ -75,10 +75,12 @@ class Front:
         for connection in tuple(self.connections):
             connection.on_tick(now, min(elapsed_s, 1.0))
 
-    def refuse(self, problem: Problem, *, client: str, target: bytes, read: Headers, added: Headers) -> bytes:
+    def refuse(
+        self, problem: Problem, *, client: str, method: bytes, target: bytes, read: Headers, added: Headers
+    ) -> bytes:
         """Report a refusal and return the bytes of the answer, after which the connection ends.
 
-        `target` and `read` are what had been read of the request's target and headers; `added` are headers of every answer.
+        `method`, `target` and `read` are what is known of the request's first line and headers; `added` are headers of every answer.
         """
         named = next((value.decode("latin-1") for name, value in read if name == b"x-request-id"), "")
         request_id = named if is_request_id(named) else new_request_id()
@@ -96,7 +98,7 @@ class Front:
         ]
         self.on_refused(Refusal(problem.status, problem.problem_code, client, request_id))
         fields = b"".join(b"%b: %b\r\n" % pair for pair in headers)
-        return b"%b%b\r\n%b" % (status_line(problem.status), fields, body)
+        return b"%b%b\r\n%b" % (status_line(problem.status), fields, b"" if method == b"HEAD" else body)
 
 
 def reporter(metrics: Metrics) -> Callable[[Refusal], None]:

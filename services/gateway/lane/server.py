@@ -22,6 +22,7 @@ from services.gateway.lane.flow import FlowProtocol
 from services.gateway.lane.front import MIB, Front
 from services.gateway.lane.head import FIELDS_MAX, HEAD_BYTES_MAX, TARGET_BYTES_MAX, Headers
 from services.gateway.lane.rules import VersionNotSupported, check_handshake, is_handshake, meaning_of, origin_form
+from services.gateway.lane.wsserver import GatewayWebSocket
 from shared.errors import BadRequest, HeadTooLarge, Problem, RequestTimeout, Unavailable, UriTooLong
 
 UNWANTED_BYTES_MAX = MIB
@@ -292,16 +293,17 @@ class GatewayProtocol(FlowProtocol):
             self.data_received(rest)
 
     def _open_websocket(self, rest: bytes) -> None:
-        """Hand the connection to uvicorn's WebSocket protocol, which reads the handshake once more."""
+        """Hand the connection to the WebSocket protocol, which reads the handshake once more."""
         self._leave()
-        assert self.config.ws_protocol_class is not None
-        protocol: Any = self.config.ws_protocol_class(  # type: ignore[call-arg]
-            config=self.config, server_state=self.server_state, app_state=self.app_state
+        protocol = GatewayWebSocket(
+            config=self.config, server_state=self.server_state, app_state=self.app_state, limits=self.limits
         )
         fields = b"".join(b"%b: %b\r\n" % pair for pair in self.headers if pair[0] != b"content-length")
         protocol.connection_made(self.transport)
         self.transport.set_protocol(protocol)
-        protocol.data_received(b"GET %b HTTP/1.1\r\n%b\r\n%b" % (self.url, fields, rest))
+        protocol.data_received(b"GET %b HTTP/1.1\r\n%b\r\n" % (self.url, fields))
+        if rest:
+            protocol.data_received(rest)
 
     # What is wrong.
 
@@ -349,9 +351,13 @@ class GatewayProtocol(FlowProtocol):
             self.refusal = problem
 
     def _answer(self, problem: Problem) -> None:
-        client = self.client[0] if self.client else ""
         answer = self.front.refuse(
-            problem, client=client, target=self.url, read=self.headers, added=self.default_headers
+            problem,
+            client=self.client[0] if self.client else "",
+            method=self.parser.get_method(),
+            target=self.url,
+            read=self.headers,
+            added=self.default_headers,
         )
         self.write(answer)
         self.end()
