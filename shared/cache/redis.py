@@ -39,7 +39,7 @@ class RedisCache:
         self._breaker = breaker or CircuitBreaker(
             "cache", BREAKER, failures=(RedisError, OSError), on_change=_log_change
         )
-        self._redis = Redis.from_pool(_pool(url))
+        self._redis = Redis.from_pool(open_pool(url, connections_max=CALLS_MAX, wait_s=SOCKET_WAIT_S))
         self._turns = asyncio.Semaphore(CALLS_MAX)
         self._closed = False
 
@@ -132,7 +132,8 @@ class RedisCache:
             _log.debug("cache_close_failed", reason=type(error).__name__)
 
 
-def _pool(url: str) -> BlockingConnectionPool:
+def open_pool(url: str, *, connections_max: int, wait_s: float) -> BlockingConnectionPool:
+    """Return a pool that never retries; `wait_s` bounds a connect, an answer and a turn. Raises ValueError for what is no Redis URL."""
     try:
         found = urlsplit(url)
         host, port = found.hostname, found.port
@@ -142,16 +143,16 @@ def _pool(url: str) -> BlockingConnectionPool:
     if found.scheme not in ("redis", "rediss") or not host or database < 0:
         raise ValueError("the Redis URL is not of the form redis://user:password@host:port/0")
     return BlockingConnectionPool(
-        max_connections=CALLS_MAX,
-        timeout=SOCKET_WAIT_S,
+        max_connections=connections_max,
+        timeout=wait_s,
         connection_class=SSLConnection if found.scheme == "rediss" else Connection,
         host=host,
         port=port or 6379,
         db=database,
         username=unquote(found.username) if found.username else None,
         password=unquote(found.password) if found.password else None,
-        socket_timeout=SOCKET_WAIT_S,
-        socket_connect_timeout=SOCKET_WAIT_S,
+        socket_timeout=wait_s,
+        socket_connect_timeout=wait_s,
         retry=Retry(NoBackoff(), 0),
         decode_responses=False,
         # RESP2 was measured a third faster than RESP3 for plain reads, and nothing here needs RESP3.

@@ -1,0 +1,1 @@
+"""What the gateway asks outside of its data path."""
