@@ -7,7 +7,6 @@ from typing import cast
 
 from services.gateway.lane.front import Limits
 
-
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
