@@ -1,15 +1,19 @@
 """Assembly of the gateway: the lane in front, its own control side behind, and what both need while it runs."""
 
+import asyncio
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
 from starlette.types import ASGIApp
 
+from services.gateway.domain.reloading import Configuration
 from services.gateway.lane.access import AccessLog
 from services.gateway.lane.balance import Balancer
 from services.gateway.lane.entry import Lane
@@ -21,7 +25,7 @@ from services.gateway.lane.pool import Pool
 from services.gateway.lane.server import protocol_of
 from services.gateway.lane.sweeper import Sweeper
 from services.gateway.lane.websocket import WebSocketProxy
-from services.gateway.model import Route
+from services.gateway.model import GatewayConfig, Route
 from services.gateway.routes import MetricsGuard
 from services.gateway.settings import GatewaySettings
 from services.gateway.workers import exposition
@@ -51,6 +55,7 @@ class Parts:
     clients: Front
     access_log: AccessLog
     siblings: Siblings
+    configuration: Configuration
 
 
 def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
@@ -69,6 +74,7 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
         clients=clients,
         access_log=access_log,
         siblings=seat.siblings if seat else Siblings(),
+        configuration=Configuration(settings.read_config(settings.config), settings.read_config_file),
     )
 
     def guard(app: ASGIApp) -> ASGIApp:
@@ -92,13 +98,15 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
             runtime.tasks.start("endpoints", endpoints.watch)
             draining, wait_s = runtime.readiness.draining, settings.drain_wait_s
             runtime.tasks.start("sweeper", partial(parts.sweeper.run, draining, drain_wait_s=wait_s))
-            if seat is not None:
-                _join(seat, runtime)
-            try:
-                yield Opened(parts, {"endpoints": check_endpoints})
-            finally:
-                pool.close()
-                parts.access_log.flush()
+            runtime.tasks.start("configuration", parts.configuration.watch)
+            with _on_hangup(parts.configuration.want):
+                if seat is not None:
+                    _join(seat, runtime)
+                try:
+                    yield Opened(parts, {"endpoints": check_endpoints})
+                finally:
+                    pool.close()
+                    parts.access_log.flush()
 
     app = build(settings, routers=(), resources=resources, title="Roundhouse gateway", wrap=guard, front=front)
     clients.on_refused = reporter(app.runtime.metrics)
@@ -107,7 +115,8 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
 
 
 def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts, runtime: Runtime) -> Lane:
-    config = settings.read_config(settings.config)
+    config = parts.configuration.used
+    websockets = WebSocketProxy(parts.balancer, origins=frozenset(config.cors.origins))
 
     def compile_plan(route: Route | None) -> Plan:
         """The chain of a route, outermost first."""
@@ -118,14 +127,38 @@ def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts, runtime: Runtim
             policies.append(Due(route))
         return Plan(route, policies)
 
-    return Lane(
+    lane = Lane(
         app,
         Plans(config, compile_plan),
         upstreams=Upstreams(parts.pool, parts.balancer, parts.sweeper),
-        websockets=WebSocketProxy(parts.balancer, origins=frozenset(config.cors.origins)),
+        websockets=websockets,
         draining=runtime.readiness.draining,
         authorities=settings.authority_names,
     )
+
+    def swap(config: GatewayConfig) -> None:
+        plans = Plans(config, compile_plan)
+        lane.reconfigure(plans)
+        websockets.origins = frozenset(config.cors.origins)
+
+    parts.configuration.swap = swap
+    return lane
+
+
+@contextmanager
+def _on_hangup(tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` at each SIGHUP, where there is that signal and this thread may hear of it."""
+    if not hasattr(signal, "SIGHUP") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGHUP)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, tell)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, before)
 
 
 def _join(seat: Seat, runtime: Runtime) -> None:
@@ -163,6 +196,9 @@ def main() -> NoReturn:
     own = open_sockets(settings, count=settings.workers)
     public = public_sockets(settings)
     if settings.workers == 1:
+        if hasattr(signal, "SIGHUP"):
+            # Until it is heeded: one that comes while we start would end us, and the file is about to be read anyway.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         run(settings, create, [*own, *public])
     # Here, since it stands on what only Linux has.
     from services.gateway.workers.parent import Parent

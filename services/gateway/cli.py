@@ -29,14 +29,12 @@ read them as well, so that they judge by what would be served: set ENVIRONMENT=p
 def run(arguments: Sequence[str], out: TextIO, err: TextIO) -> int:
     """Do what a command line says; return the exit code: 0 good, 1 a fault or a refused request, 2 not understood."""
     options = _parser().parse_args(arguments)
+    file = options.config or ""
     try:
         settings = load(GatewaySettings)
-        file = options.config or ""
-        config = settings.read_config(read_value_file(file, name=file) if file else settings.config)
-    except ConfigError as error:
-        print(error.within(file or "RH_GATEWAY_CONFIG"), file=err)
-        return EXIT_REFUSED
-    except SettingsError as error:
+        text = read_value_file(file, name=file) if file else settings.config
+        config = settings.read_config(text, file or settings.config_file)
+    except (ConfigError, SettingsError) as error:
         print(error, file=err)
         return EXIT_REFUSED
     if options.command == "check":

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.gateway.domain.config import ConfigError, parse_config
+from services.gateway.domain.config import ConfigError, Fault, parse_config
 from services.gateway.domain.defaults import default_config
 from services.gateway.model import Addresses, Auth, Cors, GatewayConfig, check_network, check_origin
 from shared.endpoints import Endpoints, EndpointsError
-from shared.settings import RedisUrl, Settings
+from shared.settings import RedisUrl, Settings, SettingsError, read_value_file
 
 DEVELOPMENT_ORIGIN = "http://localhost:3000"
 
@@ -41,11 +41,7 @@ class GatewaySettings(Settings):
     @field_validator("config")
     @classmethod
     def _config_is_readable(cls, text: str, info: ValidationInfo) -> str:
-        file = info.data.get("config_file")
-        try:
-            parse_config(text, default_config(is_production=False))
-        except ConfigError as error:
-            raise ValueError(error.within(file) if file else str(error)) from None
+        parse_config(text, default_config(is_production=False), info.data.get("config_file", ""))
         return text
 
     @field_validator("allow", "exempt", "trusted_proxies")
@@ -78,8 +74,8 @@ class GatewaySettings(Settings):
             raise ValueError(str(error)) from None
         return text
 
-    def read_config(self, text: str) -> GatewayConfig:
-        """Return the configuration that a TOML text makes of the default one. Raises ConfigError."""
+    def read_config(self, text: str, file: str = "") -> GatewayConfig:
+        """Return the configuration that a TOML text makes of the default one; faults name `file`. Raises ConfigError."""
         base = default_config(
             is_production=self.is_production,
             body_bytes_max=self.body_bytes_max,
@@ -88,7 +84,17 @@ class GatewaySettings(Settings):
             ),
             cors=Cors(origins=tuple(sorted(self.origin_names))),
         )
-        return parse_config(text, base)
+        return parse_config(text, base, file)
+
+    def read_config_file(self) -> GatewayConfig:
+        """Return the configuration that is in its file now. Raises ConfigError."""
+        if not self.config_file:
+            raise ConfigError([Fault("RH_GATEWAY_CONFIG_FILE names no file, so there is nothing to read again")])
+        try:
+            text = read_value_file(self.config_file, name=self.config_file)
+        except SettingsError as error:
+            raise ConfigError([Fault(str(error))]) from None
+        return self.read_config(text, self.config_file)
 
     @property
     def authority_names(self) -> frozenset[str]:

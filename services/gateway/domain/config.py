@@ -30,39 +30,36 @@ class Fault:
     text: str
     place: Place | None = None
 
-    def __str__(self) -> str:
-        return f"line {self.place.line}, column {self.place.column}: {self.text}" if self.place else self.text
-
     def within(self, file: str) -> str:
-        """Return the fault as compilers say it, which editors and terminals link to the place."""
-        return f"{file}:{self.place.line}:{self.place.column}: {self.text}" if self.place else f"{file}: {self.text}"
+        """Return the fault as compilers say it, which editors and terminals link to the place; `file` may be unknown, ""."""
+        if self.place is None:
+            return f"{file}: {self.text}" if file else self.text
+        line, column = self.place
+        return f"{file}:{line}:{column}: {self.text}" if file else f"line {line}, column {column}: {self.text}"
 
 
 class ConfigError(ValueError):
     """The file does not describe a gateway that can serve; every fault names the place and the fix."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
+    def __init__(self, faults: Sequence[Fault], file: str = "") -> None:
+        """`file` is its name, where the configuration came from one; the text is one line for each fault."""
         more = len(faults) - FAULTS_MAX
-        self.faults = tuple(faults[:FAULTS_MAX])
+        self.lines = [fault.within(file) for fault in faults[:FAULTS_MAX]]
         if more > 0:
-            self.faults += (Fault(f"and {more} more"),)
-        super().__init__("\n".join(map(str, self.faults)))
-
-    def within(self, file: str) -> str:
-        """Return one line for each fault, each beginning with the file's name."""
-        return "\n".join(fault.within(file) for fault in self.faults)
+            self.lines.append(f"and {more} more")
+        super().__init__("\n".join(self.lines))
 
 
-def parse_config(text: str, base: GatewayConfig) -> GatewayConfig:
+def parse_config(text: str, base: GatewayConfig, file: str = "") -> GatewayConfig:
     """Read a file that replaces parts of `base`: `[[routes]]`, `[[limits]]`, `[services.NAME]`, `[addresses]`, `[cors]`.
 
     Raises ConfigError with every fault that was found.
     """
-    reader = _Reader(text)
+    reader = _Reader(text, file)
     config = base.model_copy(update=reader.sections())
     reader.check_whole(config)
     if reader.faults:
-        raise ConfigError(sorted(reader.faults, key=lambda fault: fault.place or Place(0, 0)))
+        raise ConfigError(sorted(reader.faults, key=lambda fault: fault.place or Place(0, 0)), file)
     return config
 
 
@@ -77,7 +74,7 @@ def check(config: GatewayConfig) -> RouteTable[Route]:
 class _Reader:
     """Reads one text and collects what is wrong with it; the places are looked for once there is a fault."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, file: str) -> None:
         """Raises ConfigError when the text is not TOML."""
         self.faults: list[Fault] = []
         self._text = text
@@ -86,9 +83,9 @@ class _Reader:
         try:
             self._data = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError([_decode_fault(error, text)]) from None
+            raise ConfigError([_decode_fault(error, text)], file) from None
         except RecursionError:
-            raise ConfigError([Fault("this is nested deeper than any configuration")]) from None
+            raise ConfigError([Fault("this is nested deeper than any configuration")], file) from None
 
     def sections(self) -> dict[str, Any]:
         """Return the sections that the text has and that are sound."""
