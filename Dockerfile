@@ -9,6 +9,8 @@ WORKDIR /build
 COPY deploy/image/rootfs.py ./
 RUN python rootfs.py /rootfs
 COPY dev/requirements-uv.txt ./
+# The cache is a mount, so it is not in the image.
+# hadolint ignore=DL3042
 RUN --mount=type=cache,target=/var/cache/pip \
     pip install --disable-pip-version-check --root-user-action=ignore --require-hashes -r requirements-uv.txt \
     && uv venv --python /usr/local/bin/python3 /venv

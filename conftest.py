@@ -8,6 +8,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -102,6 +103,11 @@ LANES = {
 }
 
 
+# Taken away, so that a pytest that a test starts does not write there too.
+LANES_FILE = os.environ.pop("ROUNDHOUSE_LANES", "")
+"""Where to tell of the lanes once more, for the end of a longer run."""
+
+
 def _lane_of(nodeid: str) -> str:
     return next((lane for path, lane in LANES.items() if nodeid.startswith(f"{path}/")), "other")
 
@@ -118,11 +124,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             if outcome == "skipped" and isinstance(report.longrepr, tuple):
                 reason = str(report.longrepr[2]).removeprefix("Skipped: ")
                 skips[lane, reason] = skips.get((lane, reason), 0) + 1
-    terminalreporter.section("lanes", sep="-")
+    told = []
     for lane in dict.fromkeys(LANES.values()):
-        counts = lanes.get(lane)
-        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) if counts else "not asked for"
-        terminalreporter.write_line(f"{lane:<10} {told}")
-        for (where, reason), count in skips.items():
-            if where == lane:
-                terminalreporter.write_line(f"{'':<10} skipped {count}: {reason}")
+        if counts := lanes.get(lane):
+            told.append(f"{lane:<10} {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
+            told += [f"{'':<10} skipped {n}: {reason}" for (where, reason), n in skips.items() if where == lane]
+    terminalreporter.section("lanes", sep="-")
+    terminalreporter.write_line("\n".join(told))
+    if LANES_FILE:
+        Path(LANES_FILE).write_text("\n".join([*told, ""]))

@@ -21,6 +21,7 @@ from tests.fleet import until
 ROOT = Path(__file__).parents[2]
 SERVICES = tuple(service.name for service in FLEET.services)
 SECRETS = ("POSTGRES_PASSWORD", "VALKEY_PASSWORD", "NATS_PASSWORD", "ADMIN_PASSWORD", "KEY_SEAL")
+GATEWAY_WORKERS = 2
 VERB_TIMEOUT_S = 200
 LOG_LINES = 40
 
@@ -142,9 +143,8 @@ def own_stack() -> Iterator[Stack]:
     port = free_port()
     with TemporaryDirectory(prefix="rh-compose-") as home:
         env_file = Path(home) / ".env"
-        env_file.write_text(
-            "".join(f"{name}={value}\n" for name, value in (made | {"ROUNDHOUSE_PORT": str(port)}).items())
-        )
+        chosen = made | {"ROUNDHOUSE_PORT": str(port), "GATEWAY_WORKERS": str(GATEWAY_WORKERS)}
+        env_file.write_text("".join(f"{name}={value}\n" for name, value in chosen.items()))
         stack = Stack(project, env_file, port, made["ADMIN_PASSWORD"])
         stack.use(ROOT, project)
         try:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.compose.stack import ROOT, SECRETS, Stack, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EXIT_CONFIG = 78
 
 

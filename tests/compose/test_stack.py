@@ -12,17 +12,30 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from tests.compose.stack import ROOT, SERVICES, Stack, inspect, ok, run
+from tests.compose.stack import GATEWAY_WORKERS, ROOT, SERVICES, Stack, inspect, ok, run
 from tests.fleet import until
 from tests.load import CALLERS, Tally, assert_few_lost, during
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+# The first of them waits for the images to be built, too.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PATHS = ("/users?limit=1", "/live")
 SPREAD_S = 5
 RECOVERY_S = 30
 """On a quiet machine it takes 1 to 3 s; the bound is for one where much else runs."""
 PASSWORD = "long enough 1"
 KILL = "import os; os.kill(-1, 9)"
+KILL_A_WORKER = """
+import os
+from pathlib import Path
+
+def is_gateway(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"python\\0-m\\0services.gateway")
+
+parents = {path.name: (path / "stat").read_text().rpartition(")")[2].split()[1] for path in Path("/proc").glob("[0-9]*")}
+workers = [pid for pid, parent in parents.items() if is_gateway(pid) and parent in parents and is_gateway(parent)]
+os.kill(int(workers[0]), 9)
+print(len(workers))
+"""
 
 
 @pytest.fixture
@@ -52,7 +65,7 @@ def test_e2e_passes_through_compose(stack: Stack) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:]
@@ -122,6 +135,31 @@ async def test_a_process_killed_in_its_container_comes_back(stack: Stack, name: 
     # by every call; nobody else is needed by any.
     if name not in ("gateway", "postgres"):
         assert tally.failed <= (CALLERS if name == "users" else 0), f"{tally.statuses} {tally.problems[:5]}"
+
+
+async def test_a_killed_worker_of_the_gateway_is_replaced_within_its_container(
+    stack: Stack, client: httpx2.AsyncClient
+) -> None:
+    (container,) = stack.ids("gateway")
+    restarts = inspect(container)["RestartCount"]
+    headers = {"Authorization": f"Bearer {stack.admin_token()}"}
+    tally = Tally()
+
+    def starts() -> int:
+        return ok("docker", "logs", container).count('"event":"started"')
+
+    async def work() -> None:
+        before = await asyncio.to_thread(starts)
+        killed = await asyncio.to_thread(ok, "docker", "exec", container, "python", "-S", "-c", KILL_A_WORKER)
+        assert int(killed) == GATEWAY_WORKERS
+        await asyncio.to_thread(until, lambda: starts() == before + 1, "a worker takes its place", RECOVERY_S)
+
+    await during(stack.url, headers, {"/users?limit=1": tally}, work)
+    # What the worker had in flight, at most one call of each caller; nobody was refused.
+    assert tally.failed <= CALLERS, f"{tally.statuses} {tally.problems[:5]}"
+    assert inspect(container)["RestartCount"] == restarts
+    metrics = (await client.get("/metrics", headers=headers)).text
+    assert f'gateway_workers{{state="answering"}} {GATEWAY_WORKERS}' in metrics
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from websockets.asyncio.client import connect
 from tests.compose.stack import ROOT, Stack, own_stack
 from tests.load import Tally, assert_few_lost, during
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PATHS = {"users": "/users?limit=1", "compute": "/async-demo", "health": "/health/detailed"}
 REPLICAS = {"users": 2, "realtime": 1, "compute": 2, "health": 1}
 
