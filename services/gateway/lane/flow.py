@@ -55,12 +55,12 @@ class FlowProtocol(asyncio.Protocol):
             await self._writable.wait()
 
     def pause_reading(self) -> None:
-        if not self.is_read_paused:
+        if not (self.is_read_paused or self.transport.is_closing()):
             self.is_read_paused = True
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self.is_read_paused:
+        if self.is_read_paused and not self.transport.is_closing():
             self.is_read_paused = False
             self.transport.resume_reading()
 

@@ -36,7 +36,7 @@ _ASGI = {"version": "3.0", "spec_version": "2.3"}
 log = structlog.get_logger()
 
 
-class _TooManyPipelined(Exception):
+class _NoMore(Exception):
     """The requests before this one are answered, then the connection ends; the client asks again on another."""
 
 
@@ -113,26 +113,29 @@ class GatewayProtocol(FlowProtocol):
             self.drop(len(data))
             return
         newest, was_in_body, body_bytes = self.newest, self.is_in_body, self.body_bytes
+        upgrade_at = -1
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._on_upgrade(data[upgrade.args[0] :])
-            return
+            upgrade_at = upgrade.args[0]
         except httptools.HttpParserError as error:
             self._on_malformed(error, data if newest is self.newest and not was_in_body else b"")
             return
-        if self.is_in_head:
+        if upgrade_at >= 0:
+            # Not where it was caught: an error that comes of it would have the upgrade for its cause.
+            self._on_upgrade(data[upgrade_at:])
+        elif self.is_in_head:
             # Where the data began with another request, what it holds of this one is at most one read.
             self._check_head(len(data) if newest is self.newest and not was_in_body else 0)
         elif was_in_body and self.is_in_body and newest is self.newest:
             self._check_overhead(len(data), self.body_bytes - body_bytes)
 
     def shutdown(self) -> None:
-        """Begin to end, as uvicorn tells each connection when it stops: what is under way is answered."""
-        if self.newest is None or self.newest.is_complete:
-            self.transport.close()
-        else:
+        """Begin to end, as uvicorn tells each connection when it stops: what is under way or has begun to come is answered."""
+        if self.newest is not None and not self.newest.is_complete:
             self.newest.keeps_alive = False
+        elif not self.is_in_head:
+            self.transport.close()
 
     def on_tick(self, now: float, elapsed_s: float) -> None:
         """See Front."""
@@ -180,6 +183,8 @@ class GatewayProtocol(FlowProtocol):
         self.part_since = 0.0
         if self.is_primed:
             return
+        if self.is_deaf:
+            raise _NoMore
         parser = self.parser
         version, method = parser.get_http_version(), parser.get_method()
         if version not in ("1.1", "1.0"):
@@ -224,7 +229,7 @@ class GatewayProtocol(FlowProtocol):
     # Requests.
 
     def begin(self, method: str, version: str, *, keeps_alive: bool) -> None:
-        """Answer the request whose head has been read, or let it wait its turn. Raises _TooManyPipelined."""
+        """Answer the request whose head has been read, or let it wait its turn. Raises _NoMore."""
         raw_path, _, query = self.url.partition(b"?")
         path = raw_path.decode("ascii")
         scope = {
@@ -250,7 +255,8 @@ class GatewayProtocol(FlowProtocol):
             self.pause_reading()
             self.waiting.append(cycle)
         else:
-            raise _TooManyPipelined
+            self.waiting[-1].keeps_alive = False
+            raise _NoMore
         self.newest = cycle
 
     def _start(self, cycle: Cycle) -> None:
@@ -295,6 +301,7 @@ class GatewayProtocol(FlowProtocol):
     def _open_websocket(self, rest: bytes) -> None:
         """Hand the connection to the WebSocket protocol, which reads the handshake once more."""
         self._leave()
+        del self.parser
         protocol = GatewayWebSocket(
             config=self.config, server_state=self.server_state, app_state=self.app_state, limits=self.limits
         )
@@ -321,9 +328,8 @@ class GatewayProtocol(FlowProtocol):
             self._break(HeadTooLarge(f"a body's chunk lines and trailers may have at most {OVERHEAD_BYTES_MAX} bytes"))
 
     def _on_malformed(self, error: httptools.HttpParserError, data: bytes) -> None:
-        if isinstance(error.__context__, _TooManyPipelined):
+        if isinstance(error.__context__, _NoMore):
             self.is_deaf = True
-            self.waiting[-1].keeps_alive = False
             return
         problem = meaning_of(error, data)
         if problem is None:

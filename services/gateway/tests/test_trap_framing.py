@@ -284,3 +284,30 @@ async def test_what_follows_a_last_request_is_no_request(rig):
     raw = await client.closed()
     assert raw.count(b"HTTP/1.1 200") == 1
     assert b"smuggled" not in rig.upstream.received
+
+
+async def test_request_behind_a_body_that_nobody_wants_to_its_end_is_not_begun(rig):
+    client = await rig.connect()
+    await client.send(rig.get("/nowhere", "Transfer-Encoding: chunked", method="POST"))
+    assert (await client.message()).status == 404
+    size = 64 * 1024
+    chunk = b"%x\r\n%b\r\n" % (size, b"a" * size)
+    # The read that goes over the limit may hold the next request too.
+    await client.send(chunk * 20 + b"0\r\n\r\n" + BEHIND)
+    assert b"HTTP/1.1 200" not in await client.closed()
+    assert not rig.upstream.wires
+
+
+async def test_request_that_has_begun_to_come_when_the_server_stops_is_answered(rig):
+    client, idle = await rig.connect(), await rig.connect()
+    data = rig.get("/open/x")
+    await client.send(data[:20])
+    connections = list(rig.parts.clients.connections)
+    await eventually(lambda: len(connections) == 2 and any(each.is_in_head for each in connections))
+    rig.app.runtime.readiness.draining.set()
+    for connection in connections:
+        connection.shutdown()
+    assert await idle.closed() == b""
+    reply = await client.ask(data[20:])
+    assert (reply.body, reply.get("connection")) == (b"/open/x", "close")
+    assert await client.closed() == b""
