@@ -6,37 +6,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from services.gateway.tests.rig import ROUTES, write_endpoints
-from services.gateway.tests.scripted import WAIT_S, Message, Wire, answer
-from shared.serve import listen
+from services.gateway.tests.process import ROOT, Process, started
+from services.gateway.tests.scripted import WAIT_S, Wire, answer
 
 pytestmark = pytest.mark.slow  # real processes
-
-ROOT = Path(__file__).parents[3]
-
-
-@dataclass
-class Process:
-    child: subprocess.Popen[bytes]
-    public_port: int
-    private_port: int
-
-    async def ask(self, port: int, target: str, *headers: str) -> Message:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        try:
-            lines = "\r\n".join([f"GET {target} HTTP/1.1", "Host: a", *headers, "", ""])
-            return await Wire(reader, writer).ask(lines.encode())
-        finally:
-            writer.close()
-
-    async def exit_code(self) -> int:
-        async with asyncio.timeout(15):
-            return await asyncio.to_thread(self.child.wait)
 
 
 @pytest.fixture
@@ -46,39 +22,8 @@ async def process(serve, tmp_path) -> AsyncIterator[Process]:
         await asyncio.sleep(0.5)
         await wire.send(answer(b"done"))
 
-    upstream = await serve(slow)
-    write_endpoints(tmp_path / "endpoints.json", {"open": [upstream.address]})
-    (tmp_path / "routes.toml").write_text(ROUTES)
-    public, private = listen("127.0.0.1", 0), listen("127.0.0.1", 0)
-    ports = public.getsockname()[1], private.getsockname()[1]
-    private.close()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "services.gateway"],
-        cwd=ROOT,
-        env={
-            "PATH": os.environ["PATH"],
-            "ENVIRONMENT": "test",
-            "RH_GATEWAY_FD": str(public.fileno()),
-            "RH_GATEWAY_PORT": str(ports[1]),
-            "RH_GATEWAY_REPLICA": "gateway-1",
-            "RH_GATEWAY_ENDPOINTS": (tmp_path / "endpoints.json").as_uri(),
-            "RH_GATEWAY_CONFIG_FILE": str(tmp_path / "routes.toml"),
-        },
-        pass_fds=[public.fileno()],
-        stdout=subprocess.PIPE,
-    )
-    public.close()
-    found = Process(child, *ports)
-    async with asyncio.timeout(15):
-        while True:
-            try:
-                if (await found.ask(ports[1], "/ready")).status == 200:
-                    break
-            except OSError:
-                await asyncio.sleep(0.05)
-    yield found
-    child.kill()
-    await asyncio.to_thread(child.communicate)
+    async with started(tmp_path, await serve(slow)) as found:
+        yield found
 
 
 async def test_both_sockets_serve_and_metrics_are_open_on_the_private_one(process):

@@ -212,3 +212,18 @@ async def test_problem_answered_to_head_has_no_body(serve, start):
     await client.send(b"HEAD /open/x#a HTTP/1.1\r\nHost: a\r\n\r\n")
     assert (await client.head()).status == 400
     assert await client.closed() == b""
+
+
+async def test_location_passes_unchanged(serve, start):
+    headers = ["Location: http://elsewhere/x?a=%2F", "Content-Location: ../y", "Set-Cookie: a=1; Path=/; Domain=a.b"]
+
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(answer(b"", status="302 Found", headers=headers))
+
+    rig = await start(await serve(script))
+    client = await rig.connect()
+    reply = await client.ask(rig.get("/open/x"))
+    assert reply.get("location") == "http://elsewhere/x?a=%2F"
+    assert reply.get("content-location") == "../y"
+    assert reply.get("set-cookie") == "a=1; Path=/; Domain=a.b"

@@ -76,7 +76,7 @@ async def exchange(segments: list[bytes]) -> Found:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         body, is_whole = b"", False
-        headers = [pair for pair in scope["headers"]]
+        headers = list(scope["headers"])
         while not is_whole:
             message = await receive()
             assert message["type"] == "http.request"
