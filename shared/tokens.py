@@ -30,13 +30,14 @@ _CLAIMS = ("sub", "iss", "aud", "iat", "exp", "jti", "sid", "role")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who is asking, as a verified token says it; `expires_at` in epoch seconds."""
+    """Who is asking, as a verified token says it; `expires_at` in epoch seconds, `tier` the plan of a customer, empty for none."""
 
     subject: str
     role: str
     session_id: str
     token_id: str
     expires_at: float
+    tier: str = ""
 
     @property
     def is_admin(self) -> bool:
@@ -139,7 +140,8 @@ def _key_id(token: str) -> str:
 
 def _identity(claims: Mapping[str, Any]) -> Identity:
     texts = [claims[name] for name in ("sub", "role", "sid", "jti")]
-    if not all(isinstance(text, str) and text for text in texts):
+    tier = claims.get("tier", "")
+    if not all(isinstance(text, str) and text for text in texts) or not isinstance(tier, str):
         raise Unauthorized("the access token is not valid", code="token_invalid")
     subject, role, session_id, token_id = texts
-    return Identity(subject, role, session_id, token_id, float(claims["exp"]))
+    return Identity(subject, role, session_id, token_id, float(claims["exp"]), tier)

@@ -129,6 +129,11 @@ class Limit(_Frozen):
     counts: Literal["requests", "unauthorized"] = "requests"
     store_down: Literal["open", "closed"] = "open"
 
+    @property
+    def quotas(self) -> tuple[int, ...]:
+        """Its own and those of its tiers."""
+        return (self.quota, *self.tiers.values())
+
 
 class BreakerPolicy(_Frozen):
     """When a circuit breaker opens: at least `volume_min` of the last `window` calls within `window_s` seconds, and of these the

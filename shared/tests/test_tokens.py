@@ -30,6 +30,11 @@ async def test_a_good_token_says_who_is_asking(mint: TokenMint, verifier: TokenV
     assert (identity.subject, identity.role, identity.is_admin) == (subject, "admin", True)
 
 
+async def test_a_token_may_name_a_tier(mint: TokenMint, verifier: TokenVerifier) -> None:
+    assert (await verifier.verify(mint.token(tier="gold"))).tier == "gold"
+    assert (await verifier.verify(mint.token())).tier == ""
+
+
 async def test_a_token_is_verified_once_and_keys_are_fetched_once(mint: TokenMint, verifier: TokenVerifier) -> None:
     token = mint.token()
     assert verifier.remembered(token) is None
@@ -53,6 +58,7 @@ async def test_a_token_is_verified_once_and_keys_are_fetched_once(mint: TokenMin
         {"aud": None},
         {"sub": ""},
         {"role": 5},
+        {"tier": ["gold"]},
         {"nbf": int(time.time()) + 3600},
     ],
     ids=lambda claims: "-".join(claims),

@@ -161,6 +161,7 @@ def _misfits(config: GatewayConfig) -> Iterator[tuple[Path, str]]:
         hint = did_you_mean(name, names) if names else "; there are none: write a [[limits]] table"
         path = config.routes[index].path
         yield ("routes", index, "limits", place), f"route {path}: limit {name} does not exist{hint}"
+    yield from _unpayable(config)
     yield from _clashes(config.routes)
     served = {route.service for route in config.routes}
     for name in config.services:
@@ -178,6 +179,18 @@ def _unknown_limits(config: GatewayConfig) -> Iterator[tuple[int, int, str]]:
         for place, name in enumerate(route.limits):
             if name not in names:
                 yield index, place, name
+
+
+def _unpayable(config: GatewayConfig) -> Iterator[tuple[Path, str]]:
+    """Find the routes whose one request costs more than a whole quota: nothing would ever pass."""
+    least = {limit.name: min(limit.quotas) for limit in config.limits}
+    for index, route in enumerate(config.routes):
+        for name in route.limits:
+            if route.cost > least.get(name, route.cost):
+                text = (
+                    f"cost {route.cost} is above the quota {least[name]} of limit {name}; lower it or raise the quota"
+                )
+                yield ("routes", index, "cost"), f"route {route.path}: {text}"
 
 
 def _clashes(routes: Sequence[Route]) -> Iterator[tuple[Path, str]]:
