@@ -237,11 +237,15 @@ class CircuitBreaker:
         self.is_forced = True
         self._change(State.OPEN)
 
-    def reset(self, config: BreakerConfig | None = None) -> None:
-        """Close it and forget what was counted; also the way to another configuration."""
+    def reset(self) -> None:
+        """Close it and forget what was counted."""
         self.is_forced = False
-        self._configure(config or self.config)
         self._change(State.CLOSED)
+
+    def configure(self, config: BreakerConfig) -> None:
+        """Go by another configuration from now on, as after `reset`; held open by hand it stays so."""
+        self._configure(config)
+        self._change(State.OPEN if self.is_forced else State.CLOSED)
 
     def _change(self, state: State) -> None:
         before, self.state = self.state, state

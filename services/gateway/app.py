@@ -15,17 +15,17 @@ from starlette.types import ASGIApp
 
 from services.gateway.domain.reloading import Configuration
 from services.gateway.lane.access import AccessLog
-from services.gateway.lane.balance import Balancer
+from services.gateway.lane.chain import Chain
 from services.gateway.lane.entry import Lane
-from services.gateway.lane.exchange import Upstreams
+from services.gateway.lane.exchange import Machinery
 from services.gateway.lane.front import Front, reporter
-from services.gateway.lane.plan import Plan, Plans
-from services.gateway.lane.policies import Counted, Due, Logged, SignIn
 from services.gateway.lane.pool import Pool
 from services.gateway.lane.server import protocol_of
 from services.gateway.lane.sweeper import Sweeper
+from services.gateway.lane.upstream_metrics import UpstreamMetrics
+from services.gateway.lane.upstreams import Upstreams
 from services.gateway.lane.websocket import WebSocketProxy
-from services.gateway.model import GatewayConfig, Route
+from services.gateway.model import GatewayConfig
 from services.gateway.routes import MetricsGuard
 from services.gateway.settings import GatewaySettings
 from services.gateway.workers import exposition
@@ -50,7 +50,7 @@ class Parts:
     endpoints: Endpoints
     verifier: TokenVerifier
     pool: Pool
-    balancer: Balancer
+    upstreams: Upstreams
     sweeper: Sweeper
     clients: Front
     access_log: AccessLog
@@ -69,7 +69,7 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
         endpoints=endpoints,
         verifier=TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH)),
         pool=pool,
-        balancer=Balancer(endpoints),
+        upstreams=Upstreams(endpoints),
         sweeper=Sweeper(pool, [access_log, clients]),
         clients=clients,
         access_log=access_log,
@@ -115,31 +115,25 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
 
 
 def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts, runtime: Runtime) -> Lane:
+    compile_plans = Chain(
+        upstreams=parts.upstreams, verifier=parts.verifier, access_log=parts.access_log, metrics=runtime.metrics
+    )
     config = parts.configuration.used
-    websockets = WebSocketProxy(parts.balancer, origins=frozenset(config.cors.origins))
-
-    def compile_plan(route: Route | None) -> Plan:
-        """The chain of a route, outermost first."""
-        policies: list[object] = [Logged(parts.access_log, route), Counted(runtime.metrics, route)]
-        if route is not None:
-            if route.auth != "public":
-                policies.append(SignIn(parts.verifier, auth=route.auth, has_query_token=route.query_token))
-            policies.append(Due(route))
-        return Plan(route, policies)
-
+    parts.upstreams.reconfigure(config.services)
     lane = Lane(
         app,
-        Plans(config, compile_plan),
-        upstreams=Upstreams(parts.pool, parts.balancer, parts.sweeper),
-        websockets=websockets,
+        compile_plans(config),
+        machinery=Machinery(parts.pool, parts.upstreams, parts.sweeper),
+        websockets=WebSocketProxy(parts.upstreams),
         draining=runtime.readiness.draining,
         authorities=settings.authority_names,
     )
+    UpstreamMetrics(runtime.metrics.registry, parts.upstreams)
 
     def swap(config: GatewayConfig) -> None:
-        plans = Plans(config, compile_plan)
+        plans = compile_plans(config)
+        parts.upstreams.reconfigure(config.services)
         lane.reconfigure(plans)
-        websockets.origins = frozenset(config.cors.origins)
 
     parts.configuration.swap = swap
     return lane

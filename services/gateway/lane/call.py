@@ -4,11 +4,15 @@ import asyncio
 import random
 import re
 import time
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from starlette.types import Scope
 
+from services.gateway.domain.retrying import may_repeat
+from services.gateway.lane.compress import Compression
+from services.gateway.lane.cors import CorsPolicy
 from services.gateway.lane.head import Headers, RequestHead
+from services.gateway.model import GatewayConfig
 from shared import context, ids
 from shared.deadline import HEADER as DEADLINE_HEADER
 from shared.deadline import Deadline
@@ -46,6 +50,17 @@ class RequestLine(NamedTuple):
         )
 
 
+class Plans(Protocol):
+    """The configuration that a call is served by, as far as it matters after its route was found."""
+
+    @property
+    def config(self) -> GatewayConfig: ...
+    @property
+    def cors(self) -> CorsPolicy: ...
+    @property
+    def compression(self) -> Compression: ...
+
+
 class Call:
     """A request as the policies see it.
 
@@ -66,6 +81,7 @@ class Call:
         "kind",
         "method",
         "path",
+        "plans",
         "query",
         "raw_path",
         "scheme",
@@ -73,9 +89,10 @@ class Call:
         "status",
     )
 
-    def __init__(self, head: RequestHead, line: RequestLine, draining: asyncio.Event) -> None:
+    def __init__(self, head: RequestHead, line: RequestLine, plans: Plans, draining: asyncio.Event) -> None:
         self.started_at = time.monotonic()
         self.head = head
+        self.plans = plans
         self.draining = draining
         self.kind, self.method, self.path, self.raw_path, self.query, self.scheme, self.address = line
         self.is_exempt = False
@@ -92,12 +109,22 @@ class Call:
             request_id=request_id,
             traceparent=trace.decode() if trace and _TRACEPARENT.fullmatch(trace) else mint_traceparent(),
         )
-        self.added: Headers = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        self.added: Headers = [*self.own_headers, *plans.cors.answer_headers(head.origin)]
+
+    @property
+    def own_headers(self) -> Headers:
+        """What every answer of the gateway says."""
+        return [(b"x-request-id", self.context.request_id.encode()), (b"x-content-type-options", b"nosniff")]
 
     @property
     def target(self) -> bytes:
         """The request's target, byte for byte."""
         return self.raw_path + b"?" + self.query if self.query else self.raw_path
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a request that may have reached the service can be sent again."""
+        return may_repeat(self.method, has_idempotency_key=bool(self.head.idempotency_key))
 
     def set_deadline(self, timeout_s: float) -> None:
         """Set when the answer is due: after the route's total, or sooner where the client asked so."""

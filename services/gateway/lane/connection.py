@@ -32,6 +32,12 @@ class Owner(Protocol):
     def on_lost(self, connection: "UpstreamConnection") -> None: ...
 
 
+class Listener(Protocol):
+    """Who is called, rather than woken, when anything new came from the upstream."""
+
+    def on_news(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
     """An answer's status and the headers that go on to the client."""
@@ -39,6 +45,8 @@ class ResponseHead:
     status: int
     headers: Headers
     is_event_stream: bool
+    has_length: bool
+    """Whether `Content-Length` is among the headers."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -51,6 +59,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_buffered",
         "_can_write",
         "_fault",
+        "_has_length",
         "_head_bytes",
         "_headers",
         "_is_head_request",
@@ -71,6 +80,7 @@ class UpstreamConnection(asyncio.Protocol):
         "is_complete",
         "is_reusable",
         "is_reused",
+        "listener",
         "was_made",
     )
 
@@ -82,6 +92,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._can_write: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
+        self.listener: Listener | None = None
         self.was_made = False
         self.is_busy = False
         self.is_reused = False
@@ -92,6 +103,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._is_head_request = is_head_request
         self._headers: Headers = []
         self._head_bytes = 0
+        self._has_length = False
         self._is_interim = False
         self._is_until_close = False
         self._is_paused = False
@@ -155,10 +167,29 @@ class UpstreamConnection(asyncio.Protocol):
             finally:
                 self._news = None
 
+    def give_up(self, fault: UpstreamFault) -> None:
+        """End the exchange with a fault of the upstream's, as whoever waits for it learns."""
+        self._fail(fault)
+        self._tell()
+
     def abort(self) -> None:
         """Close at once, whatever is under way."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.abort()
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether nothing more will come, and what came is not all."""
+        return self._fault is not None
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether so much waits to be taken that the upstream's socket is not read."""
+        return self._is_paused
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self._buffered
 
     @property
     def is_open(self) -> bool:
@@ -230,7 +261,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.abort()
 
     def _tell(self) -> None:
-        if self._news is not None and not self._news.done():
+        if self.listener is not None:
+            self.listener.on_news()
+        elif self._news is not None and not self._news.done():
             self._news.set_result(None)
 
     # The parser's side.
@@ -263,9 +296,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._read_framing(status, version)
         has_no_body = self._is_head_request or status in (204, 304)
         # A 304 may declare the length of what it does not send (RFC 9110, section 8.6), which no server can then keep.
-        headers = filter_response(self._headers, has_length=status not in (204, 304))
+        has_length = self._has_length and status not in (204, 304)
+        headers = filter_response(self._headers, has_length=has_length)
         kinds = [value for name, value in headers if name == b"content-type"]
-        self.head = ResponseHead(status, headers, bool(kinds) and kinds[0].lower().startswith(b"text/event-stream"))
+        is_event_stream = bool(kinds) and kinds[0].lower().startswith(b"text/event-stream")
+        self.head = ResponseHead(status, headers, is_event_stream, has_length)
         if has_no_body:
             self._end()
             if self._is_head_request:
@@ -284,6 +319,7 @@ class UpstreamConnection(asyncio.Protocol):
         if lengths > 1 or (encodings and (lengths or encodings != [b"chunked"])):
             raise UpstreamFault("the answer's length is ambiguous")
         tokens = {token.strip() for token in connection.split(b",")} if connection else set()
+        self._has_length = bool(lengths)
         self._is_until_close = not lengths and not encodings and status not in (204, 304)
         self._keeps_alive = b"close" not in tokens and (version == "1.1" or b"keep-alive" in tokens)
 

@@ -1,11 +1,13 @@
 """Plans: every route with its policies, compiled once when a configuration is loaded."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any
 
 from services.gateway.domain.config import check
 from services.gateway.domain.routing import RouteTable
 from services.gateway.lane.call import Call
+from services.gateway.lane.compress import Compression
+from services.gateway.lane.cors import CorsPolicy
 from services.gateway.model import GatewayConfig, Kind, Route
 
 Before = Callable[[Call], Awaitable[None] | None]
@@ -44,3 +46,9 @@ class Plans:
         self.config = config
         self.unmatched = compile_plan(None)
         self.table: RouteTable[Plan] = check(config).map(compile_plan)
+        self.cors = CorsPolicy(config.cors, self.methods_of)
+        self.compression = Compression(self.methods_of)
+
+    def methods_of(self, path: str) -> Collection[str]:
+        """Return the methods of a decoded path's routes, none where no route knows it."""
+        return (self.table.find(path) or {}).keys()

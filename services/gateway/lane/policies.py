@@ -1,4 +1,4 @@
-"""The policies of a route, outermost first: log, metrics, addresses, sign-in, deadline and size. One small class each."""
+"""The policies of a route, outermost first: log, metrics, sign-in, deadline and size, the service's state. One class each."""
 
 import time
 from collections.abc import Awaitable
@@ -8,7 +8,8 @@ from urllib.parse import parse_qsl
 from services.gateway.domain.admission import check_role, verify
 from services.gateway.lane.access import NO_ANSWER, AccessLog
 from services.gateway.lane.call import Call
-from services.gateway.model import Auth, Route
+from services.gateway.lane.upstream import Upstream
+from services.gateway.model import Auth, Priority, Route
 from shared.errors import BodyTooLarge, DeadlineExceeded, Unauthorized
 from shared.identity import bearer_of
 from shared.metrics import UNMATCHED, Metrics
@@ -105,3 +106,14 @@ class Due:
         length = call.head.length
         if length is not None and length > self._body_bytes_max:
             raise BodyTooLarge(f"a body may have at most {self._body_bytes_max} bytes")
+
+
+class Guarded:
+    """Nothing is begun at a service that failed lately or has all it can do."""
+
+    def __init__(self, upstream: Upstream, priority: Priority) -> None:
+        self._upstream = upstream
+        self._priority = priority
+
+    def before(self, _: Call) -> None:
+        self._upstream.admit(self._priority)

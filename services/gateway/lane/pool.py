@@ -56,7 +56,12 @@ class Pool:
         return sum(host.permits for host in self._hosts.values())
 
     async def acquire(
-        self, address: Address, *, is_fresh: bool = False, is_replayable: bool = True
+        self,
+        address: Address,
+        *,
+        is_fresh: bool = False,
+        is_replayable: bool = True,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> UpstreamConnection:
         """Return a connection for one exchange: the idle one used last, else a new one, else the next that comes free.
 
@@ -67,12 +72,9 @@ class Pool:
         if host is None:
             host = self._hosts[address] = _Host()
         while True:
-            while host.idle and not is_fresh:
-                connection = host.idle.pop()
-                if connection.is_open and (is_replayable or not connection.has_unread()):
-                    connection.is_reused = True
-                    return connection
-                connection.abort()
+            found = None if is_fresh else self.take(address, is_replayable=is_replayable)
+            if found is not None:
+                return found
             if host.permits < self._connections_max:
                 host.permits += 1
                 break
@@ -85,12 +87,23 @@ class Pool:
             # It goes through the same checks as any kept one.
             host.idle.append(handed)
             is_fresh = False
-        return await self._connect(host, address)
+        return await self._connect(host, address, connect_timeout_s)
 
-    async def _connect(self, host: _Host, address: Address) -> UpstreamConnection:
+    def take(self, address: Address, *, is_replayable: bool) -> UpstreamConnection | None:
+        """Return a kept connection, None where there is none; see acquire."""
+        host = self._hosts.get(address)
+        while host is not None and host.idle:
+            connection = host.idle.pop()
+            if connection.is_open and (is_replayable or not connection.has_unread()):
+                connection.is_reused = True
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self, host: _Host, address: Address, timeout_s: float) -> UpstreamConnection:
         connection = UpstreamConnection(address, self)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await asyncio.get_running_loop().create_connection(lambda: connection, *address)
         except BaseException as error:
             if connection.was_made:

@@ -13,12 +13,13 @@ from websockets.frames import EXTERNAL_CLOSE_CODES
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
-from services.gateway.lane.balance import Balancer
+from services.gateway.lane.attempt import Attempt, Outcome
 from services.gateway.lane.call import Call
-from services.gateway.lane.exchange import CONNECTS_MAX
 from services.gateway.lane.forward import forwarding_headers
 from services.gateway.lane.head import Headers, filter_response
 from services.gateway.lane.pool import CONNECT_TIMEOUT_S
+from services.gateway.lane.upstream import Upstream
+from services.gateway.lane.upstreams import Upstreams
 from services.gateway.model import Route
 from shared.endpoints import Address
 from shared.errors import PROBLEM_MEDIA_TYPE, BadGateway, DeadlineExceeded, Forbidden, Problem, Unavailable
@@ -124,10 +125,8 @@ def _sendable(code: int, reason: str, instead: int) -> tuple[int, str]:
 class WebSocketProxy:
     """Opens and carries the WebSockets of the lane."""
 
-    def __init__(self, balancer: Balancer, *, origins: frozenset[str]) -> None:
-        """`origins` are foreign origins (lower case) that may open a WebSocket besides the gateway's own."""
-        self.balancer = balancer
-        self.origins = origins
+    def __init__(self, upstreams: Upstreams) -> None:
+        self.upstreams = upstreams
 
     def opening(self, call: Call, scope: Scope, receive: Receive, send: Send) -> "Opening":
         """Return what serves one handshake."""
@@ -148,13 +147,13 @@ class Opening:
         """Answer the handshake with a problem."""
         await refuse_handshake(problem, self.call, self.receive, self.send)
 
-    async def run(self, route: Route) -> None:
+    async def run(self, route: Route | None) -> None:
         """Open the connection and carry it to its end. Raises Problem where the handshake is refused."""
-        _check_origin(self.call, self.proxy.origins)
-        balancer = self.proxy.balancer
+        assert route is not None
+        _check_origin(self.call)
         try:
             async with asyncio.timeout(route.timeout_s):
-                upstream, address = await _open(balancer, route, self.call, self.scope)
+                upstream, attempt = await _open(self.proxy.upstreams.of(route.service), route, self.call, self.scope)
         except TimeoutError:
             raise DeadlineExceeded("the service did not answer in time") from None
         except InvalidStatus as refused:
@@ -166,26 +165,33 @@ class Opening:
         try:
             await _serve(upstream, self.call, self.receive, self.send)
         finally:
-            balancer.end(address)
+            attempt.end(Outcome.OK)
 
 
-async def _open(balancer: Balancer, route: Route, call: Call, scope: Scope) -> tuple[ClientConnection, Address]:
-    """Return an open upstream connection, counted at its address. Raises what a handshake can, and Unavailable."""
+async def _open(upstream: Upstream, route: Route, call: Call, scope: Scope) -> tuple[ClientConnection, Attempt]:
+    """Return an open upstream connection and the attempt to end with it. Raises what a handshake can, and Unavailable."""
     tried: list[Address] = []
-    while len(tried) < CONNECTS_MAX:
-        address = balancer.choose(route.service, tried)
-        if address is None:
+    while True:
+        attempt = upstream.begin(tried, priority=route.priority, time_s=route.timeout_s)
+        if attempt is None:
             break
-        balancer.begin(address)
         try:
-            return await _handshake(address, call, scope), address
+            connection = await _handshake(attempt.address, call, scope)
         except OSError:
-            balancer.end(address)
-            balancer.refused(address)
-            tried.append(address)
-        except BaseException:
-            balancer.end(address)
+            attempt.end(Outcome.REFUSED)
+        except InvalidStatus as refused:
+            attempt.end(upstream.outcome_of(refused.response.status_code))
             raise
+        except BaseException:
+            # Malformed, or silent until the deadline cancelled the wait.
+            attempt.end(Outcome.FAILED)
+            raise
+        else:
+            attempt.answered(lasts=True)
+            return connection, attempt
+        tried.append(attempt.address)
+        if upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.REFUSED, attempt=len(tried)) is None:
+            break
     raise Unavailable(f"the service {route.service} takes no connection", code="no_upstream")
 
 
@@ -199,13 +205,13 @@ async def _serve(upstream: ClientConnection, call: Call, receive: Receive, send:
     await _Bridge(upstream, receive, send).run()
 
 
-def _check_origin(call: Call, origins: frozenset[str]) -> None:
+def _check_origin(call: Call) -> None:
     """Browsers send cookies and let any page open a WebSocket anywhere; `Origin` says which page it was."""
     if not call.head.origin:
         return
     origin = call.head.origin.decode("latin-1").lower()
     own = call.head.host.decode("latin-1").lower()
-    if origin in origins or origin in (f"http://{own}", f"https://{own}"):
+    if origin in call.plans.config.cors.origins or origin in (f"http://{own}", f"https://{own}"):
         return
     raise Forbidden("this origin may not open a WebSocket here", code="origin_not_allowed")
 

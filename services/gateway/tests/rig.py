@@ -84,6 +84,12 @@ kind = "websocket"
 timeout_s = 2
 """
 
+ONE_TRY = """
+[services.open]
+retries_max = 0
+"""
+"""So that what one upstream does is what the client sees; retries have their own tests."""
+
 Fleet = dict[str, list[str]]
 
 
@@ -132,7 +138,7 @@ def write_endpoints(path: Path, fleet: Fleet) -> None:
 async def gateway(folder: Path, fleet: Fleet, **settings: Any) -> AsyncIterator[Rig]:
     endpoints = folder / "endpoints.json"
     write_endpoints(endpoints, fleet)
-    values = {"config": ROUTES, "port": 0, **settings}
+    values = {"config": ROUTES + ONE_TRY, "port": 0, **settings}
     app = create(GatewaySettings(environment="test", endpoints=endpoints.as_uri(), **values))
     config = config_of(app)
     config.load()

@@ -66,7 +66,7 @@ async def test_nothing_is_left_after_faults_on_both_sides(serve, start):
             group.create_task(misbehave(rig, dice))
 
     await eventually(lambda: rig.parts.sweeper.count == 0 and not rig.state.tasks)
-    assert [rig.parts.balancer.in_flight(address) for address in rig.parts.endpoints.of("open")] == [0, 0]
+    assert [replica.in_flight for replica in rig.parts.upstreams.of("open").replicas] == [0, 0]
     rig.parts.pool.close()
     await eventually(lambda: rig.parts.pool.connection_count == 0)
     names = {task.get_name() for task in asyncio.all_tasks()}

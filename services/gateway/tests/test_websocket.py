@@ -292,11 +292,10 @@ async def test_own_origin_listed_origin_and_none_are_fine(chat, origin):
 
 async def test_open_websocket_counts_as_work_of_its_replica(chat):
     rig, _, open_one = await chat()
-    address = rig.parts.endpoints.of("open")[0]
     client = await open_one()
-    assert rig.parts.balancer.in_flight(address) == 1
+    assert rig.parts.upstreams.of("open").replicas[0].in_flight == 1
     await client.close()
-    await eventually(lambda: rig.parts.balancer.in_flight(address) == 0)
+    await eventually(lambda: rig.parts.upstreams.of("open").replicas[0].in_flight == 0)
 
 
 async def test_server_that_stops_closes_with_1012(chat):

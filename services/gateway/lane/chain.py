@@ -1,0 +1,35 @@
+"""The chain: which policies a route has, in the blueprint's order; read once, when a configuration is loaded."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from services.gateway.lane.access import AccessLog
+from services.gateway.lane.plan import Plan, Plans
+from services.gateway.lane.policies import Counted, Due, Guarded, Logged, SignIn
+from services.gateway.lane.upstreams import Upstreams
+from services.gateway.model import GatewayConfig, Route
+from shared.metrics import Metrics
+from shared.tokens import TokenVerifier
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What the policies of every configuration work with; called with one, it compiles that."""
+
+    upstreams: Upstreams
+    verifier: TokenVerifier
+    access_log: AccessLog
+    metrics: Metrics
+
+    def __call__(self, config: GatewayConfig) -> Plans:
+        """Raises ConfigError."""
+        return Plans(config, partial(self._plan, config))
+
+    def _plan(self, config: GatewayConfig, route: Route | None) -> Plan:
+        """Outermost first. CORS and gzip are outside of it: they are the answer's, whoever gives it."""
+        policies: list[object] = [Logged(self.access_log, route), Counted(self.metrics, route)]
+        if route is not None:
+            if route.auth != "public":
+                policies.append(SignIn(self.verifier, auth=route.auth, has_query_token=route.query_token))
+            policies += [Due(route), Guarded(self.upstreams.of(route.service), route.priority)]
+        return Plan(route, policies)

@@ -1,0 +1,288 @@
+"""The protocol lane: a plain request answered in the callbacks of the two sockets, without a task and without ASGI.
+
+Nearly all traffic is a small request, let in by policies that need not wait, sent on a kept connection and answered whole by the first
+replica. Only that is done here. Whatever turns out otherwise (a policy has to wait or refuses, no connection is kept, the service
+failed, the answer is long, slow or a stream, the gateway drains) is handed over to the ASGI lane as far as it has come: that lane can
+do everything, this one only the usual, from the same plans, policies, pool and upstreams. With `RH_GATEWAY_LANE=asgi` there is only
+the other, which must answer the same to every request.
+"""
+
+from collections.abc import Awaitable
+from functools import partial
+from typing import Any, ClassVar
+from urllib.parse import unquote
+
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from services.gateway.lane.attempt import Attempt, Outcome
+from services.gateway.lane.call import Call, RequestLine
+from services.gateway.lane.compress import WHOLE_BYTES_MAX
+from services.gateway.lane.connection import ResponseHead, UpstreamConnection
+from services.gateway.lane.cycle import Cycle, status_line
+from services.gateway.lane.entry import Lane, Resumption
+from services.gateway.lane.exchange import Adopted
+from services.gateway.lane.forward import request_head
+from services.gateway.lane.head import read_head
+from services.gateway.lane.plan import Plan
+from services.gateway.lane.server import GatewayProtocol
+from services.gateway.lane.sweeper import TICK_S
+from shared.errors import Problem
+
+BODY_BYTES_MAX = 16 * 1024
+"""Of a request; a larger one takes so long that a task does not matter."""
+
+log = structlog.get_logger()
+
+
+class DirectProtocol(GatewayProtocol):
+    """A client's connection that answers what it can by itself."""
+
+    lane: ClassVar[Lane]
+
+    def begin(self, method: str, version: str, *, keeps_alive: bool) -> None:
+        """See GatewayProtocol."""
+        is_usual = version == "1.1" and not self.is_upgrade and not self.expects_continue
+        if is_usual and (self.newest is None or self.newest.is_complete) and not self.is_write_paused:
+            found = self._direct(method, keeps_alive=keeps_alive)
+            if found is not None:
+                self.newest = self.active = found
+                found.begin()
+                return
+        super().begin(method, version, keeps_alive=keeps_alive)
+
+    def _direct(self, method: str, *, keeps_alive: bool) -> "Direct | None":
+        """Return what answers this request here, None where the ASGI lane must look at it from the start."""
+        raw_path, _, query = self.url.partition(b"?")
+        path = raw_path.decode("ascii")
+        if "%" in path:
+            path = unquote(path)
+        head, problem = read_head(self.headers, target_bytes=len(self.url), is_old=False)
+        if problem is not None or head.is_chunked or (head.length or 0) > BODY_BYTES_MAX:
+            return None
+        plan = self.lane.plan_of(method, path, raw_path, head)
+        if plan is None:
+            return None
+        line = RequestLine("http", method, path, raw_path, query, self.scheme, self.client[0] if self.client else "")
+        assert plan.route is not None
+        call = self.lane.call(head, line)
+        call.set_deadline(plan.route.timeout_s)
+        return Direct(self, call, plan, keeps_alive=keeps_alive)
+
+    def take_over(self, found: Cycle) -> None:
+        """Go on with a request in the ASGI lane."""
+        if self.newest is self.active:
+            self.newest = found
+        self._start(found)
+
+
+class Direct:
+    """One request and its answer; a Responder (see cycle.py), a Listener of its upstream's connection, and Swept."""
+
+    __slots__ = (
+        "_attempt",
+        "_body",
+        "_call",
+        "_connection",
+        "_is_over",
+        "_is_whole",
+        "_plan",
+        "_protocol",
+        "is_complete",
+        "keeps_alive",
+    )
+
+    def __init__(self, protocol: DirectProtocol, call: Call, plan: Plan, *, keeps_alive: bool) -> None:
+        self._protocol = protocol
+        self._call = call
+        self._plan = plan
+        self._body = b""
+        self._is_whole = False
+        self._is_over = False
+        self._attempt: Attempt | None = None
+        self._connection: UpstreamConnection | None = None
+        self.is_complete = False
+        self.keeps_alive = keeps_alive
+
+    def begin(self) -> None:
+        """Take the request through its policies."""
+        for count, before in enumerate(self._plan.before, start=1):
+            try:
+                waiting = before(self._call)
+            except Problem as problem:
+                self._hand_over(problem=problem)
+                return
+            if waiting is not None:
+                self._hand_over(count, waiting=waiting)
+                return
+        self._protocol.lane.machinery.sweeper.add(self)
+
+    # The client's side.
+
+    def on_body(self, data: bytes) -> None:
+        self._body = self._body + data if self._body else data
+
+    def on_end(self) -> None:
+        """Send the request, now that all of it is here."""
+        self._is_whole = True
+        call, plan, machinery = self._call, self._plan, self._protocol.lane.machinery
+        route = plan.route
+        assert route is not None
+        upstream = machinery.upstreams.of(route.service)
+        try:
+            attempt = upstream.begin(priority=route.priority, time_s=route.timeout_s)
+        except Problem as problem:
+            self._hand_over(problem=problem)
+            return
+        if attempt is None:
+            self._hand_over()
+            return
+        connection = machinery.pool.take(attempt.address, is_replayable=call.may_repeat)
+        if connection is None:
+            self._hand_over(adopted=Adopted(attempt, None))
+            return
+        self._attempt, self._connection = attempt, connection
+        connection.start(is_head_request=call.method == "HEAD")
+        connection.listener = self
+        connection.write(request_head(call, authority=connection.authority, has_deadline=True) + self._body)
+
+    def on_fault(self, problem: Problem) -> None:
+        self._hand_over(problem=problem)
+
+    def on_lost(self) -> None:
+        """The client is gone, and with it whoever wanted the answer."""
+        if self._is_over:
+            return
+        self._end(Outcome.GIVEN_UP, is_spent=True)
+        self._conclude()
+
+    def on_tick(self, now: float) -> None:
+        """See Sweeper. What takes longer than a tick can afford a task, and all clocks but this one are the other lane's."""
+        if now - self._call.started_at > TICK_S:
+            self._hand_over()
+
+    # The upstream's side.
+
+    def on_news(self) -> None:
+        """See Listener."""
+        try:
+            self._look()
+        except Exception:
+            # Nobody above would answer the client.
+            log.exception("request_failed", method=self._call.method, path=self._call.path[:512])
+            self._hand_over(problem=Problem())
+
+    def _look(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        answer = connection.head
+        if answer is None:
+            if connection.is_failed:
+                self._hand_over()
+        elif connection.is_complete:
+            self._finish(connection, answer)
+        elif connection.is_failed or answer.is_event_stream or connection.is_paused:
+            self._hand_over()
+
+    def _finish(self, connection: UpstreamConnection, answer: ResponseHead) -> None:
+        route, call, protocol, attempt = self._plan.route, self._call, self._protocol, self._attempt
+        assert route is not None
+        assert attempt is not None
+        lane = protocol.lane
+        outcome = lane.machinery.upstreams.of(route.service).outcome_of(answer.status)
+        if outcome is not Outcome.OK or protocol.is_write_paused or connection.buffered_bytes > WHOLE_BYTES_MAX:
+            self._hand_over()
+            return
+        data, _ = connection.take()
+        headers = answer.headers + call.added
+        compressor = call.plans.compression.for_answer(
+            call.head.accept_encoding,
+            call.method,
+            answer.status,
+            headers,
+            route=route,
+            path=call.path,
+            asked=call.head.passed,
+        )
+        if compressor is not None:
+            data = compressor.whole(data)
+        elif not answer.has_length and call.method != "HEAD" and answer.status not in (204, 304):
+            headers.append((b"content-length", b"%d" % len(data)))
+        if call.draining.is_set():
+            self.keeps_alive = False
+        if not self.keeps_alive:
+            headers.append((b"connection", b"close"))
+        parts = [status_line(answer.status)]
+        for name, value in (*protocol.default_headers, *headers):
+            parts += (name, b": ", value, b"\r\n")
+        parts += (b"\r\n", data)
+        protocol.write(b"".join(parts))
+        call.status, call.body_bytes = answer.status, len(data)
+        attempt.answered()
+        self._end(outcome, is_spent=False)
+        self._conclude()
+        self.is_complete = True
+        protocol.on_complete()
+
+    # The end.
+
+    def _end(self, outcome: Outcome, *, is_spent: bool) -> None:
+        connection, self._connection = self._connection, None
+        attempt, self._attempt = self._attempt, None
+        if connection is not None:
+            connection.listener = None
+            self._protocol.lane.machinery.pool.release(connection, is_spent=is_spent)
+        if attempt is not None:
+            attempt.end(outcome)
+
+    def _conclude(self) -> None:
+        self._is_over = True
+        self._protocol.lane.machinery.sweeper.discard(self)
+        for after in self._plan.after:
+            after(self._call)
+
+    def _hand_over(
+        self,
+        done: int | None = None,
+        *,
+        waiting: Awaitable[None] | None = None,
+        problem: Problem | None = None,
+        adopted: Adopted | None = None,
+    ) -> None:
+        """Let the ASGI lane go on from here: `done` policies have seen the call (None: all), `waiting` is what the last one awaits."""
+        if self._is_over:
+            return
+        self._is_over = True
+        protocol, call = self._protocol, self._call
+        protocol.lane.machinery.sweeper.discard(self)
+        if self._connection is not None and self._attempt is not None:
+            self._connection.listener = None
+            adopted = Adopted(self._attempt, self._connection)
+            self._attempt = self._connection = None
+        resumption = Resumption(
+            call, self._plan, len(self._plan.before) if done is None else done, waiting, problem, adopted
+        )
+        scope: Scope = {"type": "http", "method": call.method, "http_version": "1.1"}
+        cycle = Cycle(
+            protocol,
+            partial(_resume, protocol.lane, resumption),
+            scope,
+            keeps_alive=self.keeps_alive,
+            expects_continue=False,
+        )
+        if self._body:
+            cycle.on_body(self._body)
+        if self._is_whole:
+            cycle.on_end()
+        protocol.take_over(cycle)
+
+
+async def _resume(lane: Lane, resumption: Resumption, _: Scope, receive: Receive, send: Send) -> None:
+    await lane.resume(resumption, receive, send)
+
+
+def direct_protocol_of(lane: Lane, base: type[GatewayProtocol]) -> type[GatewayProtocol]:
+    """Return a gateway's protocol class with the protocol lane before its ASGI lane."""
+    attributes: dict[str, Any] = {"lane": lane, "front": base.front}
+    return type("DirectProtocol", (DirectProtocol,), attributes)

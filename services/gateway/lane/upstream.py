@@ -1,0 +1,299 @@
+"""One service as the gateway sees it: which replica is asked next, how much it is given, and when it is left alone."""
+
+import random
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import structlog
+
+from services.gateway.domain.concurrency import ConcurrencyLimit
+from services.gateway.domain.retrying import RetryBudget, backoff_s, may_repeat
+from services.gateway.lane.attempt import Attempt, Outcome, Replica
+from services.gateway.model import BreakerPolicy, Priority, ServicePolicy
+from shared.breaker import BreakerConfig, CircuitBreaker, State
+from shared.endpoints import Address
+from shared.errors import NotFound, Unavailable
+
+CONNECTS_MAX = 3
+"""Replicas that are asked for a connection before a request is refused."""
+
+REFUSED_S = 1.0
+"""How long a replica that took no connection is asked only when there is no other."""
+
+TIME_S = 10.0
+
+log = structlog.get_logger()
+
+BreakerHook = Callable[[str, Address | None, State, State], None]
+"""Called with the service, the replica (None: the service as a whole), the old and the new state; must be quick and not raise."""
+
+
+class Upstream:
+    """Use: `admit` before anything is awaited; `begin` for each attempt, then `answered` and `end` on it; `may_retry` after a bad end.
+
+    The service's breaker is the sum of its replicas': open when every one's is. One bad replica is left out as long as others answer,
+    at most `ejected_share_max` of them (at least one of two); all of them bad is the service's failure, and none is asked but by the
+    probes. For one event loop; nothing here waits.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        policy: ServicePolicy,
+        addresses: Iterable[Address] = (),
+        *,
+        on_breaker_change: Sequence[BreakerHook] = (),
+        clock: Callable[[], float] = time.monotonic,
+        dice: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.clock = clock
+        self.limit = ConcurrencyLimit(policy.in_flight_max, is_adaptive=policy.adaptive)
+        self.budget = RetryBudget(policy.retry_share)
+        self.replicas: tuple[Replica, ...] = ()
+        self.is_forced = False
+        """Whether its breaker is held open by hand."""
+        self.state = State.CLOSED
+        self.shed = {"breaker_open": 0, "overloaded": 0}
+        """Requests refused before they were sent, by reason."""
+        self.retries = 0
+        self.retries_denied = 0
+        self._hooks = on_breaker_change
+        self._dice = dice
+        # Whether every replica is as good as any other, which is nearly always so.
+        self._is_calm = True
+        self._refused_until = 0.0
+        self.refresh(addresses)
+
+    def admit(self, priority: Priority = "normal") -> None:
+        """Let a request in. Raises Unavailable (`breaker_open`, `overloaded`)."""
+        if not self._is_calm:
+            self._usable(self.clock())
+        if not self.limit.has_room(priority):
+            raise self._overloaded()
+
+    def begin(
+        self, tried: Collection[Address] = (), *, priority: Priority = "normal", time_s: float = TIME_S
+    ) -> Attempt | None:
+        """Choose a replica and count an attempt in; None where there is none to ask.
+
+        Of two random ones the less busy is taken, nearly as even as looking at all without sending every gateway to the same idle one.
+        Those `tried` come again only when no other is left, and not where they refused. `time_s` is what the route allows.
+        Raises Unavailable like `admit`.
+        """
+        now = self.clock()
+        known: Sequence[Replica] = self.replicas
+        if tried or not self._is_calm or now < self._refused_until:
+            known = self._candidates(tried, now)
+        count = len(known)
+        if count == 1:
+            replica = known[0]
+        elif count == 0:
+            return None
+        else:
+            first = int(self._dice() * count)
+            second = int(self._dice() * (count - 1))
+            replica, other = known[first], known[second + (second >= first)]
+            if other.in_flight < replica.in_flight:
+                replica = other
+        if replica.in_flight - replica.lasting >= self.policy.in_flight_max or not self.limit.try_begin(priority):
+            raise self._overloaded()
+        if not tried:
+            self.budget.deposit()
+        replica.in_flight += 1
+        breaker = replica.breaker
+        # Beyond the share that may be left out, a bad replica is asked without its breaker's leave.
+        ticket = breaker.take(now) if self._is_calm or breaker.wait_s(now) <= 0 else -1
+        return Attempt(self, replica, ticket, now, time_s)
+
+    def may_retry(self, method: str, *, has_idempotency_key: bool, outcome: Outcome, attempt: int) -> float | None:
+        """Return the seconds after which the request may be tried again, None where it may not; `attempt` counts from 1.
+
+        Another replica may be asked at once where one took no connection: nothing was sent. Else it takes a request that may be
+        repeated, and a part of the budget.
+        """
+        if outcome is Outcome.REFUSED:
+            return 0.0 if attempt < CONNECTS_MAX else None
+        if outcome is not Outcome.FAILED or attempt > self.policy.retries_max:
+            return None
+        if not may_repeat(method, has_idempotency_key=has_idempotency_key):
+            return None
+        if not self.budget.withdraw():
+            self.retries_denied += 1
+            return None
+        self.retries += 1
+        return backoff_s(attempt, self._dice)
+
+    def outcome_of(self, status: int) -> Outcome:
+        """Say what an answer's status means."""
+        return Outcome.FAILED if status >= 500 and status in self.policy.failure_statuses else Outcome.OK
+
+    def _overloaded(self) -> Unavailable:
+        self.shed["overloaded"] += 1
+        return Unavailable(f"the service {self.name} has all the work it can do", code="overloaded")
+
+    def _usable(self, now: float) -> list[Replica]:
+        """Return the replicas that may be asked. Raises Unavailable when every one's breaker is open."""
+        eligible = [replica for replica in self.replicas if not replica.is_drained]
+        shut = [replica for replica in eligible if replica.breaker.wait_s(now) > 0]
+        if not shut:
+            return eligible
+        if len(shut) == len(eligible):
+            self.shed["breaker_open"] += 1
+            wait_s = min(replica.breaker.wait_s(now) for replica in shut)
+            raise Unavailable(
+                f"the service {self.name} failed lately and is left alone for a moment",
+                retry_after_s=wait_s,
+                code="breaker_open",
+            )
+        if any(replica.breaker.state is State.CLOSED for replica in eligible):
+            # The rest has to bear the load of those left out, so there is a limit to that.
+            shut.sort(key=lambda replica: replica.opened_at)
+            shut = shut[: self._ejected_max(len(eligible))]
+        return [replica for replica in eligible if replica not in shut]
+
+    def _ejected_max(self, count: int) -> int:
+        # Of two or three replicas half is one; a share of nothing is none.
+        share = self.policy.ejected_share_max
+        return max(1, int(count * share)) if share > 0 else 0
+
+    def _candidates(self, tried: Collection[Address], now: float) -> list[Replica]:
+        usable = self._usable(now)
+        willing = [replica for replica in usable if now >= replica.refused_until]
+        fresh = [replica for replica in willing if replica.address not in tried]
+        return fresh or [replica for replica in usable if replica.address not in tried] or willing
+
+    def was_refused(self, replica: Replica, now: float) -> None:
+        """Note that a replica took no connection."""
+        self._refused_until = replica.refused_until = now + REFUSED_S
+
+    # What changes it from outside.
+
+    def refresh(self, addresses: Iterable[Address]) -> None:
+        """Take over the replicas' addresses; who stays keeps its state."""
+        known = {replica.address: replica for replica in self.replicas}
+        self.replicas = tuple(known.get(address) or self._new(address) for address in addresses)
+        self._look()
+
+    def _new(self, address: Address) -> Replica:
+        replica = Replica(address)
+        replica.breaker = CircuitBreaker(
+            self.name,
+            breaker_config(self.policy.breaker),
+            clock=self.clock,
+            on_change=partial(self._on_breaker, replica),
+        )
+        if self.is_forced:
+            replica.breaker.force_open()
+        return replica
+
+    def reconfigure(self, policy: ServicePolicy) -> None:
+        """Go by another policy; what is under way stays counted, what is drained or held open by hand stays so."""
+        if policy == self.policy:
+            return
+        self.policy = policy
+        self.limit.configure(policy.in_flight_max, is_adaptive=policy.adaptive)
+        self.budget = RetryBudget(policy.retry_share)
+        for replica in self.replicas:
+            replica.breaker.configure(breaker_config(policy.breaker))
+        self._look()
+
+    def open_breaker(self) -> None:
+        """Refuse every request until `close_breaker`."""
+        self.is_forced = True
+        for replica in self.replicas:
+            replica.breaker.force_open()
+        self._look()
+
+    def close_breaker(self) -> None:
+        """Ask every replica again, whatever it did before."""
+        self.is_forced = False
+        for replica in self.replicas:
+            replica.breaker.reset()
+        self._look()
+
+    def drain(self, address: Address) -> None:
+        """Send a replica nothing new. Raises NotFound where it is not known."""
+        self._find(address).is_drained = True
+        self._look()
+
+    def undrain(self, address: Address) -> None:
+        """Undo `drain`. Raises NotFound where it is not known."""
+        self._find(address).is_drained = False
+        self._look()
+
+    def _find(self, address: Address) -> Replica:
+        for replica in self.replicas:
+            if replica.address == address:
+                return replica
+        raise NotFound(f"the service {self.name} has no such replica")
+
+    def _on_breaker(self, replica: Replica, _: str, before: State, now: State) -> None:
+        if now is State.OPEN:
+            replica.opened_at = self.clock()
+        if replica in self.replicas:
+            self._tell(replica.address, before, now)
+            self._look()
+
+    def _look(self) -> None:
+        """Work out what follows from the replicas' states."""
+        eligible = [replica for replica in self.replicas if not replica.is_drained]
+        states = [replica.breaker.state for replica in eligible]
+        closed = states.count(State.CLOSED)
+        self._is_calm = closed == len(self.replicas)
+        self.limit.resize(closed)
+        if self.is_forced:
+            state = State.OPEN
+        elif closed or not eligible:
+            state = State.CLOSED
+        else:
+            state = State.HALF_OPEN if State.HALF_OPEN in states else State.OPEN
+        before, self.state = self.state, state
+        if before is not state:
+            self._tell(None, before, state)
+
+    def _tell(self, address: Address | None, before: State, now: State) -> None:
+        log.warning("breaker_changed", upstream=self.name, replica=text_of(address), before=before.value, now=now.value)
+        for hook in self._hooks:
+            hook(self.name, address, before, now)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what an operator wants to see, ready for JSON."""
+        now = self.clock()
+        return {
+            "breaker": self.state.value,
+            "is_forced_open": self.is_forced,
+            "in_flight": self.limit.in_flight,
+            "in_flight_limit": self.limit.limit,
+            "retries": self.retries,
+            "retries_denied": self.retries_denied,
+            "retry_budget": self.budget.left,
+            "shed": dict(self.shed),
+            "replicas": [
+                {
+                    "address": text_of(replica.address),
+                    "breaker": replica.breaker.state.value,
+                    "is_drained": replica.is_drained,
+                    "refuses": now < replica.refused_until,
+                    "in_flight": replica.in_flight,
+                    "attempts": {outcome.name.lower(): replica.ended[outcome] for outcome in Outcome},
+                }
+                for replica in self.replicas
+            ],
+        }
+
+
+def breaker_config(policy: BreakerPolicy) -> BreakerConfig:
+    """Return a policy as the breaker takes it."""
+    return BreakerConfig(**policy.model_dump())
+
+
+def text_of(address: Address | None) -> str:
+    """Return `host:port`, as it is written in settings; empty for none."""
+    if address is None:
+        return ""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
