@@ -325,9 +325,17 @@ async def test_held_open_by_hand_it_stays_open_until_it_is_reset(clock: Clock) -
     assert breaker.state is State.CLOSED
 
 
-async def test_reset_may_bring_another_configuration_and_forgets_what_was(clock: Clock) -> None:
+async def test_another_configuration_leaves_it_open_where_it_is_held_open(clock: Clock) -> None:
+    breaker = breaker_on(clock)
+    breaker.force_open()
+    breaker.configure(BreakerConfig(volume_min=3))
+    assert breaker.state is State.OPEN
+    assert breaker.wait_s(clock.now + 10_000) > 0
+
+
+async def test_another_configuration_begins_closed_and_forgets_what_was(clock: Clock) -> None:
     breaker = await opened(breaker_on(clock))
-    breaker.reset(BreakerConfig(volume_min=3, jitter=0.0))
+    breaker.configure(BreakerConfig(volume_min=3, jitter=0.0))
     for state in (State.CLOSED, State.CLOSED, State.OPEN):
         breaker.acquire().fail()
         assert breaker.state is state

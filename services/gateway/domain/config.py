@@ -53,10 +53,13 @@ class ConfigError(ValueError):
 def parse_config(text: str, base: GatewayConfig, file: str = "") -> GatewayConfig:
     """Read a file that replaces parts of `base`: `[[routes]]`, `[[limits]]`, `[services.NAME]`, `[addresses]`, `[cors]`.
 
-    Raises ConfigError with every fault that was found.
+    Routed services that the file does not name keep their treatment. Raises ConfigError with every fault that was found.
     """
     reader = _Reader(text, file)
-    config = base.model_copy(update=reader.sections())
+    sections = reader.sections()
+    routed = {route.service for route in sections.get("routes", base.routes)}
+    kept = {name: policy for name, policy in base.services.items() if name in routed}
+    config = base.model_copy(update={**sections, "services": {**kept, **sections.get("services", {})}})
     reader.check_whole(config)
     if reader.faults:
         raise ConfigError(sorted(reader.faults, key=lambda fault: fault.place or Place(0, 0)), file)

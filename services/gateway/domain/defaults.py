@@ -1,6 +1,16 @@
 """What the gateway does where no file says otherwise: the platform's own routes and limits."""
 
-from services.gateway.model import BODY_BYTES_MAX, Addresses, Auth, Cors, GatewayConfig, Limit, Method, Route
+from services.gateway.model import (
+    BODY_BYTES_MAX,
+    Addresses,
+    Auth,
+    Cors,
+    GatewayConfig,
+    Limit,
+    Method,
+    Route,
+    ServicePolicy,
+)
 
 _READ: tuple[Method, ...] = ("GET", "HEAD")
 
@@ -8,6 +18,11 @@ USUAL = ("signed-in", "anonymous")
 """The limits of a route that names none: by user where one is signed in, else by address."""
 
 _UNLIMITED = frozenset({"/health"})
+
+_SERVICES = {
+    # Its 503 says that the fleet is down: an answer, not a failure of health itself.
+    "health": ServicePolicy(failure_statuses=(502, 504)),
+}
 
 
 def default_config(
@@ -21,6 +36,7 @@ def default_config(
     return GatewayConfig(
         routes=tuple(_completed(route, body_bytes_max) for route in (*_routes(is_production=is_production), *_ADDED)),
         limits=default_limits(is_production=is_production),
+        services=_SERVICES,
         addresses=addresses or Addresses(),
         cors=cors or Cors(),
     )
