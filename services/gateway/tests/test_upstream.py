@@ -1,95 +1,41 @@
-"""A service and its replicas: who is asked, who is left out, what is refused, and that every count ends where it began."""
+"""A service and its replicas: who is asked, who is left out, and when the service as a whole is left alone."""
 
-import json
-import random
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.gateway.lane.attempt import Attempt, Outcome
+from services.gateway.lane.attempt import Outcome
 from services.gateway.lane.upstream import CONNECTS_MAX, Upstream
-from services.gateway.model import BreakerPolicy, ServicePolicy
+from services.gateway.model import BreakerPolicy
+from services.gateway.tests.upstream_rig import (
+    QUICK,
+    A,
+    B,
+    C,
+    Clock,
+    D,
+    Maker,
+    begin,
+    begin_at,
+    chosen,
+    fail,
+    kill,
+    refusal,
+)
 from shared.breaker import State
 from shared.endpoints import Address
 from shared.errors import NotFound, Unavailable
 
-A, B, C, D = (("127.0.0.1", port) for port in (1, 2, 3, 4))
-QUICK = BreakerPolicy(window=10, volume_min=4, open_s=1, probes=2)
-SEED = 5
 
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+@pytest.fixture
+def make() -> Maker:
+    return Maker()
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def make(clock: Clock) -> Callable[..., Upstream]:
-    def build(*addresses: Address, hooks: Any = (), **policy: Any) -> Upstream:
-        policy.setdefault("breaker", QUICK)
-        dice = random.Random(SEED).random
-        return Upstream("users", ServicePolicy(**policy), addresses, on_breaker_change=hooks, clock=clock, dice=dice)
-
-    return build
-
-
-def begin(upstream: Upstream, *tried: Address, **options: Any) -> Attempt:
-    found = upstream.begin(tried, **options)
-    assert found is not None
-    return found
-
-
-def begin_at(upstream: Upstream, address: Address) -> Attempt:
-    """An attempt at one replica; the others are kept busy until it is its turn."""
-    others = []
-    while (found := begin(upstream)).address != address:
-        others.append(found)
-    for other in others:
-        other.end(Outcome.GIVEN_UP)
-    return found
-
-
-def fail(upstream: Upstream, address: Address, times: int = 4) -> None:
-    for _ in range(times):
-        begin_at(upstream, address).end(Outcome.FAILED)
-
-
-def kill(upstream: Upstream) -> None:
-    """Let every attempt fail until the service is left alone."""
-    for _ in range(100):
-        try:
-            begin(upstream).end(Outcome.FAILED)
-        except Unavailable:
-            return
-    pytest.fail("a hundred failures did not open the breaker")
-
-
-def chosen(upstream: Upstream, count: int = 200) -> Counter[Address]:
-    found: Counter[Address] = Counter()
-    for _ in range(count):
-        attempt = begin(upstream)
-        found[attempt.address] += 1
-        attempt.end(Outcome.OK)
-    return found
-
-
-def refusal(upstream: Upstream, **options: Any) -> Unavailable:
-    with pytest.raises(Unavailable) as caught:
-        upstream.admit(**options)
-    return caught.value
+def clock(make: Maker) -> Clock:
+    return make.clock
 
 
 # Who is asked.
@@ -378,298 +324,3 @@ def test_changes_are_told_of_replicas_and_of_the_service(make, clock):
     upstream.close_breaker()
     assert told[-1] == ("users", B, State.OPEN, State.CLOSED)
     assert ("users", None, State.OPEN, State.CLOSED) in told
-
-
-# Load.
-
-
-def test_no_more_is_under_way_than_the_limit_and_the_rest_is_told_to_come_again(make):
-    upstream = make(A, in_flight_max=10)
-    attempts = [begin(upstream) for _ in range(9)]
-    problem = refusal(upstream)
-    assert (problem.status, problem.problem_code, problem.headers["Retry-After"]) == (503, "overloaded", "1")
-    upstream.admit("critical")
-    attempts.append(begin(upstream, priority="critical"))
-    assert refusal(upstream, priority="critical").problem_code == "overloaded"
-    with pytest.raises(Unavailable):
-        upstream.begin(priority="critical")
-    assert upstream.shed["overloaded"] == 3
-    for attempt in attempts:
-        attempt.end(Outcome.OK)
-    upstream.admit()
-
-
-def test_limit_is_per_replica(make):
-    upstream = make(A, B, in_flight_max=10)
-    for _ in range(18):
-        begin(upstream)
-    with pytest.raises(Unavailable):
-        upstream.begin()
-    assert [replica.in_flight for replica in upstream.replicas] == [9, 9]
-
-
-def test_replica_left_out_takes_its_part_of_the_limit_along(make):
-    upstream = make(A, B, in_flight_max=10)
-    fail(upstream, A)
-    assert upstream.limit.limit == 10
-    upstream.drain(A)
-    upstream.undrain(A)
-    upstream.close_breaker()
-    assert upstream.limit.limit == 20
-
-
-def test_open_streams_take_no_part_of_the_limit_but_count_for_balance(make):
-    upstream = make(A, B, in_flight_max=10)
-    streams = []
-    for _ in range(100):
-        streams.append(begin(upstream))
-        streams[-1].answered(lasts=True)
-    upstream.admit()
-    assert upstream.limit.in_flight == 0
-    assert {replica.in_flight for replica in upstream.replicas} == {50}
-    for stream in streams:
-        stream.end(Outcome.OK)
-    assert [(replica.in_flight, replica.lasting) for replica in upstream.replicas] == [(0, 0), (0, 0)]
-
-
-def test_late_answers_lower_the_limit_unless_it_is_fixed(make, clock):
-    for is_adaptive, limit in ((True, 64), (False, 256)):
-        upstream = make(A, adaptive=is_adaptive, breaker=BreakerPolicy(volume_min=1000, window=1000))
-        for _ in range(10):
-            attempt = begin(upstream, time_s=1)
-            clock.now += 0.1
-            attempt.end(Outcome.OK)
-        attempts = [begin(upstream, time_s=1) for _ in range(50)]
-        clock.now += 0.9
-        for attempt in attempts:
-            clock.now += 0.02
-            attempt.end(Outcome.FAILED)
-        assert upstream.limit.limit <= limit
-        assert (upstream.limit.limit < 256) is is_adaptive
-
-
-# Retries.
-
-
-@pytest.mark.parametrize(
-    ("method", "has_key", "outcome", "may"),
-    [
-        ("GET", False, Outcome.FAILED, True),
-        ("DELETE", False, Outcome.FAILED, True),
-        ("POST", False, Outcome.FAILED, False),
-        ("POST", True, Outcome.FAILED, True),
-        ("GET", False, Outcome.OK, False),
-        ("GET", False, Outcome.GIVEN_UP, False),
-    ],
-)
-def test_only_what_failed_and_may_be_repeated_is_retried(make, method, has_key, outcome, may):
-    upstream = make(A)
-    wait_s = upstream.may_retry(method, has_idempotency_key=has_key, outcome=outcome, attempt=1)
-    assert (wait_s is not None) is may
-    assert upstream.retries == may
-
-
-def test_retries_end_after_the_policys_number(make):
-    upstream = make(A, retries_max=2)
-    waits = [upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.FAILED, attempt=n) for n in (1, 2, 3)]
-    assert [wait is None for wait in waits] == [False, False, True]
-
-
-def test_failing_service_sees_at_most_a_fifth_more_than_its_requests(make):
-    upstream = make(A, retries_max=5, breaker=BreakerPolicy(window=1000, volume_min=1000))
-    requests = sent = 0
-    for _ in range(500):
-        requests += 1
-        attempt = 0
-        while True:
-            attempt += 1
-            begin(upstream, *([A] if attempt > 1 else [])).end(Outcome.FAILED)
-            sent += 1
-            if upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.FAILED, attempt=attempt) is None:
-                break
-    assert 1.05 * requests <= sent <= 1.2 * requests
-    assert upstream.retries == sent - requests
-    assert upstream.retries_denied > 0
-
-
-def test_statuses_mean_what_the_policy_says(make):
-    upstream = make(A)
-    assert [upstream.outcome_of(status).name for status in (200, 404, 500, 502, 503, 504)] == [
-        "OK",
-        "OK",
-        "OK",
-        "FAILED",
-        "FAILED",
-        "FAILED",
-    ]
-    assert make(A, failure_statuses=(502,)).outcome_of(503) is Outcome.OK
-
-
-# Changes from outside.
-
-
-def test_replicas_that_stay_keep_what_is_known_of_them(make):
-    upstream = make(A, B)
-    fail(upstream, A)
-    upstream.drain(B)
-    stays = begin_at(make(A), A)
-    upstream.refresh([B, A, C])
-    assert [replica.address for replica in upstream.replicas] == [B, A, C]
-    assert upstream.replicas[0].is_drained
-    assert upstream.replicas[1].breaker.state is State.OPEN
-    assert set(chosen(upstream)) == {C}
-    stays.end(Outcome.OK)
-
-
-def test_attempt_outlives_its_replica(make):
-    upstream = make(A, B)
-    attempt = begin_at(upstream, A)
-    upstream.refresh([B])
-    attempt.end(Outcome.OK)
-    assert upstream.limit.in_flight == 0
-    assert set(chosen(upstream)) == {B}
-
-
-def test_same_policy_keeps_everything_and_another_starts_anew(make, clock):
-    upstream = make(A)
-    kill(upstream)
-    attempt_of_before = upstream.budget
-    upstream.reconfigure(ServicePolicy(breaker=QUICK))
-    assert upstream.state is State.OPEN
-    assert upstream.budget is attempt_of_before
-    upstream.reconfigure(ServicePolicy(breaker=QUICK, in_flight_max=7))
-    assert upstream.state is State.CLOSED
-    assert upstream.limit.limit == 7
-
-
-def test_another_policy_keeps_what_operators_did_and_what_is_under_way(make):
-    upstream = make(A, B)
-    attempt = begin_at(upstream, A)
-    upstream.drain(B)
-    upstream.open_breaker()
-    upstream.reconfigure(ServicePolicy(retries_max=1))
-    assert upstream.state is State.OPEN
-    assert upstream.replicas[1].is_drained
-    assert upstream.limit.in_flight == 1
-    attempt.end(Outcome.OK)
-    assert upstream.limit.in_flight == 0
-
-
-def test_what_operators_see_is_json(make):
-    upstream = make(A, ("::1", 9))
-    fail(upstream, A)
-    begin(upstream)
-    found = json.loads(json.dumps(upstream.describe()))
-    assert found["breaker"] == "closed"
-    assert found["in_flight"] == 1
-    first, second = found["replicas"]
-    assert (first["address"], first["breaker"], first["attempts"]["failed"]) == ("127.0.0.1:1", "open", 4)
-    assert (second["address"], second["in_flight"]) == ("[::1]:9", 1)
-
-
-class UpstreamMachine(RuleBasedStateMachine):
-    """Whatever happens in whatever order, counts are exact and nobody is asked who must not be."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clock = Clock()
-        self.policy = ServicePolicy(in_flight_max=6, breaker=QUICK)
-        self.upstream = Upstream("m", self.policy, [A, B, C], clock=self.clock, dice=random.Random(SEED).random)
-        self.open: list[tuple[Attempt, bool]] = []
-        self.retries = self.requests = 0
-
-    @rule(priority=st.sampled_from(["normal", "critical"]), tried=st.sets(st.sampled_from([A, B, C, D]), max_size=4))
-    def ask(self, priority: Any, tried: set[Address]) -> None:
-        upstream = self.upstream
-        eligible = {replica.address: replica for replica in upstream.replicas if not replica.is_drained}
-        closed = {a for a, replica in eligible.items() if replica.breaker.state is State.CLOSED}
-        try:
-            upstream.admit(priority)
-            attempt = upstream.begin(tried, priority=priority)
-        except Unavailable as problem:
-            if problem.problem_code == "breaker_open":
-                assert not closed
-                assert eligible
-            else:
-                busiest = max((r.in_flight - r.lasting for r in upstream.replicas), default=0)
-                assert upstream.limit.in_flight >= int(upstream.limit.limit * 0.9) - 1 or busiest >= 6
-            return
-        if attempt is None:
-            assert not eligible or tried
-            return
-        self.requests += not tried
-        assert attempt.address in eligible
-        untried = closed - tried
-        if attempt.address in tried:
-            assert not untried
-        if closed and attempt.address not in closed and eligible[attempt.address].breaker.state is State.OPEN:
-            # Asked though its breaker is open: only beyond the share that may be left out.
-            assert len(eligible) - len(closed) > max(1, len(eligible) // 2)
-        self.open.append((attempt, False))
-
-    @precondition(lambda self: self.open)
-    @rule(place=st.integers(0, 50))
-    def answer_lasting(self, place: int) -> None:
-        place %= len(self.open)
-        self.open[place][0].answered(lasts=True)
-        self.open[place] = (self.open[place][0], True)
-
-    @precondition(lambda self: self.open)
-    @rule(place=st.integers(0, 50), outcome=st.sampled_from(list(Outcome)), twice=st.booleans())
-    def end(self, place: int, outcome: Outcome, twice: bool) -> None:
-        attempt, _ = self.open.pop(place % len(self.open))
-        for _ in range(1 + twice):
-            attempt.end(outcome)
-        wait_s = self.upstream.may_retry("GET", has_idempotency_key=False, outcome=outcome, attempt=1)
-        self.retries += outcome is Outcome.FAILED and wait_s is not None
-
-    @rule(seconds=st.sampled_from([0.1, 0.5, 1.3, 3.0]))
-    def wait(self, seconds: float) -> None:
-        self.clock.now += seconds
-
-    @rule(addresses=st.lists(st.sampled_from([A, B, C, D]), unique=True))
-    def endpoints(self, addresses: list[Address]) -> None:
-        self.upstream.refresh(addresses)
-
-    @rule(address=st.sampled_from([A, B]), is_drained=st.booleans())
-    def drain(self, address: Address, is_drained: bool) -> None:
-        try:
-            (self.upstream.drain if is_drained else self.upstream.undrain)(address)
-        except NotFound:
-            assert address not in {replica.address for replica in self.upstream.replicas}
-
-    @rule(is_open=st.booleans())
-    def force(self, is_open: bool) -> None:
-        (self.upstream.open_breaker if is_open else self.upstream.close_breaker)()
-
-    @rule(retries_max=st.integers(1, 2))
-    def reload(self, retries_max: int) -> None:
-        if self.upstream.policy.retries_max != retries_max:
-            self.retries = self.requests = 0
-        self.upstream.reconfigure(self.policy.model_copy(update={"retries_max": retries_max}))
-
-    @invariant()
-    def counts_are_exact(self) -> None:
-        upstream = self.upstream
-        assert upstream.limit.in_flight == sum(not lasts for _, lasts in self.open)
-        for replica in upstream.replicas:
-            mine = [lasts for attempt, lasts in self.open if attempt._replica is replica]
-            assert (replica.in_flight, replica.lasting) == (len(mine), sum(mine))
-            assert len(mine) - sum(mine) <= 6
-
-    @invariant()
-    def state_is_the_sum_of_the_replicas(self) -> None:
-        upstream = self.upstream
-        states = {replica.breaker.state for replica in upstream.replicas if not replica.is_drained}
-        if upstream.is_forced:
-            assert upstream.state is State.OPEN
-        else:
-            assert (upstream.state is State.CLOSED) is (State.CLOSED in states or not states)
-
-    @invariant()
-    def retries_are_bounded(self) -> None:
-        assert self.retries <= 0.1 * self.requests + 3
-
-
-TestUpstreamMachine = UpstreamMachine.TestCase
-TestUpstreamMachine.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
