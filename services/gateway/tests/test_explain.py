@@ -114,10 +114,10 @@ def test_limits_say_who_shares_them_and_which_the_request_meets() -> None:
 
 def test_the_tier_of_the_token_and_else_its_role_choose_the_quota() -> None:
     text = (
-        "[[limits]]\nname = 'a'\nby = 'user'\nquota = 1\ntiers = {gold = 9, admin = 5}\n"
+        "[[limits]]\nname = 'a'\nby = 'user'\nquota = 4\ntiers = {gold = 9, admin = 5}\n"
         "[[routes]]\npath = '/a'\nservice = 'a'\nmethods = ['GET']\nauth = 'public'\nlimits = ['a']\ncost = 3\n"
     )
-    for asker, quota in ((USER, 1), (ADMIN, 5), (Asker(role="admin", tier="gold"), 9)):
+    for asker, quota in ((USER, 4), (ADMIN, 5), (Asker(role="admin", tier="gold"), 9)):
         (limit,) = asked("GET", "/a", asker, text).limits
         assert (limit.quota, limit.cost) == (quota, 3)
 
