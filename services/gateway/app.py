@@ -13,6 +13,8 @@ from typing import NoReturn
 
 from starlette.types import ASGIApp
 
+from services.gateway.adapters.quota import open_quota_store
+from services.gateway.domain.limiting import Limiter
 from services.gateway.domain.reloading import Configuration
 from services.gateway.lane.access import AccessLog
 from services.gateway.lane.chain import Chain
@@ -56,6 +58,7 @@ class Parts:
     access_log: AccessLog
     siblings: Siblings
     configuration: Configuration
+    limiter: Limiter
 
 
 def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
@@ -75,6 +78,7 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
         access_log=access_log,
         siblings=seat.siblings if seat else Siblings(),
         configuration=Configuration(settings.read_config(settings.config), settings.read_config_file),
+        limiter=Limiter(open_quota_store(settings.redis_url.get_secret_value() if settings.redis_url else "memory://")),
     )
 
     def guard(app: ASGIApp) -> ASGIApp:
@@ -98,6 +102,7 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
             runtime.tasks.start("endpoints", endpoints.watch)
             draining, wait_s = runtime.readiness.draining, settings.drain_wait_s
             runtime.tasks.start("sweeper", partial(parts.sweeper.run, draining, drain_wait_s=wait_s))
+            runtime.tasks.start("limits", parts.limiter.run)
             runtime.tasks.start("configuration", parts.configuration.watch)
             with _on_hangup(parts.configuration.want):
                 if seat is not None:
@@ -106,6 +111,7 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
                     yield Opened(parts, {"endpoints": check_endpoints})
                 finally:
                     pool.close()
+                    await parts.limiter.close()
                     parts.access_log.flush()
 
     app = build(settings, routers=(), resources=resources, title="Roundhouse gateway", wrap=guard, front=front)
@@ -116,7 +122,11 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
 
 def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts, runtime: Runtime) -> Lane:
     compile_plans = Chain(
-        upstreams=parts.upstreams, verifier=parts.verifier, access_log=parts.access_log, metrics=runtime.metrics
+        upstreams=parts.upstreams,
+        verifier=parts.verifier,
+        access_log=parts.access_log,
+        metrics=runtime.metrics,
+        limiter=parts.limiter,
     )
     config = parts.configuration.used
     parts.upstreams.reconfigure(config.services)

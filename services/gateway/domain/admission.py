@@ -1,5 +1,6 @@
 """Who may pass: the token a route asks for, verified once and remembered."""
 
+from services.gateway.domain.addresses import Client
 from services.gateway.model import Auth
 from shared import context
 from shared.deadline import limit
@@ -20,6 +21,12 @@ def check_role(identity: Identity, auth: Auth) -> None:
     """Raises Forbidden where a route is for admins and this is none."""
     if auth == "admin" and not identity.is_admin:
         raise Forbidden("this needs the role admin")
+
+
+def check_allowed(client: Client) -> None:
+    """Raises Forbidden where addresses are listed and this is not one of them."""
+    if not client.is_allowed:
+        raise Forbidden("this address is not served here", code="address_not_allowed")
 
 
 async def admit(verifier: TokenVerifier, token: str, auth: Auth) -> Identity:

@@ -42,7 +42,7 @@ class AccessLog:
             "status": call.status or NO_ANSWER,
             "duration_ms": round((time.monotonic() - call.started_at) * 1000, 2),
             "body_bytes": call.body_bytes,
-            "client": call.address,
+            "client": call.client.address,
             "request_id": found.request_id,
             "trace_id": found.traceparent[3:35],
         }

@@ -8,7 +8,9 @@ from typing import NamedTuple, Protocol
 
 from starlette.types import Scope
 
+from services.gateway.domain.addresses import AddressBook
 from services.gateway.domain.retrying import may_repeat
+from services.gateway.domain.route_limits import LimitOutcome
 from services.gateway.lane.compress import Compression
 from services.gateway.lane.cors import CorsPolicy
 from services.gateway.lane.head import Headers, RequestHead
@@ -25,7 +27,8 @@ DEADLINE = DEADLINE_HEADER.lower().encode()
 class RequestLine(NamedTuple):
     """What a request says beside its headers, and where it came from.
 
-    `kind` is http or websocket, `path` the decoded path, `raw_path` and `query` the bytes as they came, `address` the peer's or "".
+    `kind` is http or websocket, `path` the decoded path, `raw_path` and `query` the bytes as they came, `peer` the other end's
+    address or "".
     """
 
     kind: str
@@ -34,7 +37,7 @@ class RequestLine(NamedTuple):
     raw_path: bytes
     query: bytes
     scheme: str
-    address: str
+    peer: str
 
     @classmethod
     def of_scope(cls, scope: Scope) -> "RequestLine":
@@ -56,6 +59,8 @@ class Plans(Protocol):
     @property
     def config(self) -> GatewayConfig: ...
     @property
+    def addresses(self) -> AddressBook: ...
+    @property
     def cors(self) -> CorsPolicy: ...
     @property
     def compression(self) -> Compression: ...
@@ -64,23 +69,25 @@ class Plans(Protocol):
 class Call:
     """A request as the policies see it.
 
-    `due_at` is when its answer must be there (monotonic seconds). `added` are headers that every answer to it carries, the service's
-    own or a refusal. `status` stays 0 until an answer begins; `body_bytes` counts what went to the client.
+    `peer` is the other end of the socket, `client` who really asks. `due_at` is when the answer must be there (monotonic seconds).
+    `added` are headers that every answer carries, the service's own or a refusal. `plans` is the configuration it is served by.
+    `status` stays 0 until an answer begins; `body_bytes` counts what went to the client.
     """
 
     __slots__ = (
         "added",
-        "address",
         "body_bytes",
+        "client",
         "context",
         "draining",
         "due_at",
         "head",
         "identity",
-        "is_exempt",
         "kind",
+        "limits",
         "method",
         "path",
+        "peer",
         "plans",
         "query",
         "raw_path",
@@ -94,8 +101,9 @@ class Call:
         self.head = head
         self.plans = plans
         self.draining = draining
-        self.kind, self.method, self.path, self.raw_path, self.query, self.scheme, self.address = line
-        self.is_exempt = False
+        self.kind, self.method, self.path, self.raw_path, self.query, self.scheme, self.peer = line
+        self.client = plans.addresses.find(self.peer, head.forwarded_for)
+        self.limits: LimitOutcome | None = None
         self.identity: Identity | None = None
         self.due_at = 0.0
         self.status = 0

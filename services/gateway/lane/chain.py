@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from functools import partial
 
+from services.gateway.domain.limiting import Limiter
+from services.gateway.domain.route_limits import RouteLimits
 from services.gateway.lane.access import AccessLog
 from services.gateway.lane.plan import Plan, Plans
-from services.gateway.lane.policies import Counted, Due, Guarded, Logged, SignIn
+from services.gateway.lane.policies import Allowed, Counted, Due, Guarded, Limited, Logged, SignIn
 from services.gateway.lane.upstreams import Upstreams
 from services.gateway.model import GatewayConfig, Route
 from shared.metrics import Metrics
@@ -20,6 +22,7 @@ class Chain:
     verifier: TokenVerifier
     access_log: AccessLog
     metrics: Metrics
+    limiter: Limiter
 
     def __call__(self, config: GatewayConfig) -> Plans:
         """Raises ConfigError."""
@@ -29,7 +32,12 @@ class Chain:
         """Outermost first. CORS and gzip are outside of it: they are the answer's, whoever gives it."""
         policies: list[object] = [Logged(self.access_log, route), Counted(self.metrics, route)]
         if route is not None:
+            if config.addresses.allow:
+                policies.append(Allowed())
             if route.auth != "public":
                 policies.append(SignIn(self.verifier, auth=route.auth, has_query_token=route.query_token))
+            if route.limits:
+                known = {limit.name: limit for limit in config.limits}
+                policies.append(Limited(RouteLimits(route, [known[name] for name in route.limits], self.limiter)))
             policies += [Due(route), Guarded(self.upstreams.of(route.service), route.priority)]
         return Plan(route, policies)

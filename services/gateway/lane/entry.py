@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.gateway.domain.admission import check_allowed
 from services.gateway.domain.routing import check_target
 from services.gateway.lane.call import Call, RequestLine
 from services.gateway.lane.client import refuse
@@ -22,6 +23,10 @@ from shared import context
 from shared.errors import NotFound, Problem
 
 log = structlog.get_logger()
+
+
+OPEN_PATHS = frozenset({"/live", "/ready", "/metrics"})
+"""Of those that ask them (probes, scrapers) nobody lists the addresses; metrics have a guard of their own."""
 
 
 class Answering(Protocol):
@@ -83,6 +88,8 @@ class Lane:
             if plan is not None:
                 # Not for the gateway's own probes: who asks them names an address, not a public host.
                 check_authority(head.host, self._authorities)
+            elif scope["path"] not in OPEN_PATHS and preflight is None:
+                check_allowed(plans.addresses.find(_peer_of(scope), head.forwarded_for))
         except Problem as refusal:
             problem, plan = refusal, None
         if plan is None and problem is None and preflight is None:
@@ -228,6 +235,10 @@ def _as_any_other(plans: Plans, head: RequestHead, scope: Scope, send: Send) -> 
         )
 
     return compressing(send_added, for_answer)
+
+
+def _peer_of(scope: Scope) -> str:
+    return scope["client"][0] if scope["client"] else ""
 
 
 def _read(scope: Scope) -> tuple[RequestHead, Problem | None]:

@@ -16,11 +16,18 @@ def authority_of(address: Address) -> bytes:
 def forwarding_headers(call: Call) -> Headers:
     """Return who asked, by what name and how, and the ids of the request; whatever the client said of these was dropped."""
     headers: Headers = []
-    if call.address:
-        headers.append((b"x-forwarded-for", call.address.encode()))
-    headers.append((b"x-forwarded-proto", b"https" if call.scheme in ("https", "wss") else b"http"))
-    if call.head.host:
-        headers.append((b"x-forwarded-host", call.head.host))
+    head, is_relayed = call.head, call.client.is_relayed
+    if call.peer:
+        peer = call.peer.encode()
+        # A trusted proxy's list is carried on, anybody else's was written by the client.
+        chain = head.forwarded_for + b", " + peer if is_relayed and head.forwarded_for else peer
+        headers.append((b"x-forwarded-for", chain))
+    scheme = b"https" if call.scheme in ("https", "wss") else b"http"
+    if is_relayed and head.forwarded_proto in (b"http", b"https"):
+        scheme = head.forwarded_proto
+    headers.append((b"x-forwarded-proto", scheme))
+    if head.host:
+        headers.append((b"x-forwarded-host", head.host))
     headers.append((b"x-request-id", call.context.request_id.encode()))
     headers.append((b"traceparent", call.context.traceparent.encode()))
     return headers

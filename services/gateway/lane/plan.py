@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any
 
+from services.gateway.domain.addresses import AddressBook
 from services.gateway.domain.config import check
 from services.gateway.domain.routing import RouteTable
 from services.gateway.lane.call import Call
@@ -48,6 +49,7 @@ class Plans:
         self.table: RouteTable[Plan] = check(config).map(compile_plan)
         self.cors = CorsPolicy(config.cors, self.methods_of)
         self.compression = Compression(self.methods_of)
+        self.addresses = AddressBook(config.addresses)
 
     def methods_of(self, path: str) -> Collection[str]:
         """Return the methods of a decoded path's routes, none where no route knows it."""

@@ -1,11 +1,12 @@
-"""The policies of a route, outermost first: log, metrics, sign-in, deadline and size, the service's state. One class each."""
+"""The policies of a route, outermost first: log, metrics, addresses, sign-in, limits, deadline, the service."""
 
 import time
 from collections.abc import Awaitable
 from typing import Any
 from urllib.parse import parse_qsl
 
-from services.gateway.domain.admission import check_role, verify
+from services.gateway.domain.admission import check_allowed, check_role, verify
+from services.gateway.domain.route_limits import LimitOutcome, RouteLimits
 from services.gateway.lane.access import NO_ANSWER, AccessLog
 from services.gateway.lane.call import Call
 from services.gateway.lane.upstream import Upstream
@@ -92,6 +93,44 @@ class SignIn:
                     return value
             raise Unauthorized
         return bearer_of(call.head.authorization.decode("latin-1"))
+
+
+class Allowed:
+    """Only listed addresses, where any are listed."""
+
+    def before(self, call: Call) -> None:
+        check_allowed(call.client)
+
+
+class Limited:
+    """The route's rate limits; an answer says what they allow and what is left, whoever gives it."""
+
+    def __init__(self, limits: RouteLimits) -> None:
+        self._limits = limits
+
+    def before(self, call: Call) -> Awaitable[None] | None:
+        client = call.client
+        if client.is_exempt:
+            return None
+        found = self._limits.check(call.identity, client.key)
+        if isinstance(found, LimitOutcome):
+            self._take(call, found)
+            return None
+        return self._wait(call, found)
+
+    async def _wait(self, call: Call, found: Awaitable[LimitOutcome]) -> None:
+        self._take(call, await found)
+
+    @staticmethod
+    def _take(call: Call, outcome: LimitOutcome) -> None:
+        call.limits = outcome
+        call.added += outcome.headers
+        if outcome.refused is not None:
+            raise outcome.refused
+
+    def after(self, call: Call) -> None:
+        if call.limits is not None:
+            call.limits.settle(call.status)
 
 
 class Due:
