@@ -118,15 +118,15 @@ async def test_time_in_which_the_upstream_does_not_read_is_not_the_clients(limit
         await wire.exactly(20_000_000)
         await wire.send(answer(b"done"))
 
-    rig = await limited(script, body_s=0.3)
+    rig = await limited(script, body_s=0.2)
     client = await rig.connect()
+    head = rig.get("/large/x", "Content-Length: 20000000", method="POST")
     async with asyncio.TaskGroup() as group:
-        group.create_task(
-            client.send(rig.get("/large/x", "Content-Length: 20000000", method="POST") + b"a" * 20_000_000)
-        )
+        group.create_task(client.send(head + b"a" * 20_000_000))
+        await eventually(lambda: any(connection.is_read_paused for connection in rig.parts.clients.connections))
         connection = next(iter(rig.parts.clients.connections))
-        await eventually(lambda: connection.is_read_paused)
-        await asyncio.sleep(1)
+        # Longer than what has come so far would have had.
+        await asyncio.sleep(0.2 * (2 + connection.body_bytes // 2**20) + 0.5)
         release.set()
         assert (await client.message()).body == b"done"
 
