@@ -18,6 +18,7 @@ from services.gateway.domain.limiting import Limiter
 from services.gateway.domain.reloading import Configuration
 from services.gateway.lane.access import AccessLog
 from services.gateway.lane.chain import Chain
+from services.gateway.lane.direct import direct_protocol_of
 from services.gateway.lane.entry import Lane
 from services.gateway.lane.exchange import Machinery
 from services.gateway.lane.front import Front, reporter
@@ -84,8 +85,11 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
     def guard(app: ASGIApp) -> ASGIApp:
         return MetricsGuard(app, parts.verifier, auth=settings.metrics_auth, private_port=settings.private_port)
 
+    lanes: list[Lane] = []
+
     def front(app: ASGIApp, runtime: Runtime) -> ASGIApp:
-        return _lane(app, settings, parts, runtime)
+        lanes.append(_lane(app, settings, parts, runtime))
+        return lanes[0]
 
     @asynccontextmanager
     async def resources(_: GatewaySettings, runtime: Runtime) -> AsyncIterator[Opened[Parts]]:
@@ -116,7 +120,7 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
 
     app = build(settings, routers=(), resources=resources, title="Roundhouse gateway", wrap=guard, front=front)
     clients.on_refused = reporter(app.runtime.metrics)
-    app.http_protocol = protocol_of(clients)
+    app.http_protocol = direct_protocol_of(lanes[0], clients) if settings.lane == "direct" else protocol_of(clients)
     return app
 
 

@@ -28,6 +28,9 @@ class GatewaySettings(Settings):
     fd: int | None = Field(None, ge=3, description="an inherited, listening public socket, served beside HOST:PORT")
     config_file: str = Field("", description="the file that the configuration is in, read again on SIGHUP")
     config: str = Field("", description="TOML that replaces parts of the platform's own configuration")
+    lane: Literal["direct", "asgi"] = Field(
+        "direct", description="asgi sends every request through the ASGI lane, which does the same at a higher cost"
+    )
     authorities: str = Field("", description="`Host` values that are served, comma-separated; empty: all")
     origins: str = Field("", description="foreign origins whose pages are let in, comma-separated")
     allow: str = Field("", description="client addresses or networks that are served, comma-separated; empty: all")

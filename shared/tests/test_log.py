@@ -17,7 +17,9 @@ from shared import context, log
 
 
 @pytest.fixture(autouse=True)
-def restore() -> Iterator[None]:
+def restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Set again by every set_up; what was there comes back at the end.
+    monkeypatch.setattr(log, "_json_lines", None)
     handlers, level = logging.getLogger().handlers, logging.getLogger().level
     yield
     structlog.reset_defaults()

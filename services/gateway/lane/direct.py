@@ -9,7 +9,7 @@ the other, which must answer the same to every request.
 
 from collections.abc import Awaitable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 from urllib.parse import unquote
 
 import structlog
@@ -23,6 +23,7 @@ from services.gateway.lane.cycle import Cycle, status_line
 from services.gateway.lane.entry import Lane, Resumption
 from services.gateway.lane.exchange import Adopted
 from services.gateway.lane.forward import request_head
+from services.gateway.lane.front import Front
 from services.gateway.lane.head import read_head
 from services.gateway.lane.plan import Plan
 from services.gateway.lane.server import GatewayProtocol
@@ -282,7 +283,6 @@ async def _resume(lane: Lane, resumption: Resumption, _: Scope, receive: Receive
     await lane.resume(resumption, receive, send)
 
 
-def direct_protocol_of(lane: Lane, base: type[GatewayProtocol]) -> type[GatewayProtocol]:
-    """Return a gateway's protocol class with the protocol lane before its ASGI lane."""
-    attributes: dict[str, Any] = {"lane": lane, "front": base.front}
-    return type("DirectProtocol", (DirectProtocol,), attributes)
+def direct_protocol_of(lane: Lane, front: Front) -> type[GatewayProtocol]:
+    """Return the protocol class of one gateway, for `uvicorn.Config(http=...)`, with the protocol lane before its ASGI lane."""
+    return type("DirectProtocol", (DirectProtocol,), {"lane": lane, "front": front})

@@ -51,12 +51,18 @@ def unused_address() -> tuple[str, int]:
     return host, port
 
 
+@pytest.fixture(params=["direct", pytest.param("asgi", marks=pytest.mark.slow)])
+def lane(request: pytest.FixtureRequest) -> str:
+    """Both lanes must do the same to every request."""
+    return str(request.param)
+
+
 @pytest.fixture
-def start(stack: AsyncExitStack, tmp_path: Path) -> Callable[..., Awaitable[Rig]]:
+def start(stack: AsyncExitStack, tmp_path: Path, lane: str) -> Callable[..., Awaitable[Rig]]:
     """Start the gateway in front of the given upstreams, all replicas of the service `open`."""
 
     async def run(*upstreams: Upstream, fleet: dict[str, list[str]] | None = None, **settings: Any) -> Rig:
         known = {"open": [upstream.address for upstream in upstreams], **(fleet or {})}
-        return await stack.enter_async_context(gateway(tmp_path, known, **settings))
+        return await stack.enter_async_context(gateway(tmp_path, known, **{"lane": lane, **settings}))
 
     return run

@@ -216,20 +216,21 @@ def _lines(logs: list[Any]) -> list[Any]:
 
 
 @pytest.fixture
-def observe(serve, start) -> Callable[[str], Awaitable[Seen]]:
+def observe(serve, start, lane) -> Callable[[str], Awaitable[Seen]]:
     """Look at a row's situation, each only once: all of its cells are about the same request."""
 
     async def look(name: str) -> Seen:
-        if name not in _SEEN:
+        key = (name, lane)
+        if key not in _SEEN:
             upstream = await serve(service)
             rig = await start(upstream, config=CONFIG, metrics_access="open")
-            _SEEN[name] = await Bench(rig, upstream).observe(ROWS[name])
-        return _SEEN[name]
+            _SEEN[key] = await Bench(rig, upstream).observe(ROWS[name])
+        return _SEEN[key]
 
     return look
 
 
-_SEEN: dict[str, Seen] = {}
+_SEEN: dict[tuple[str, str], Seen] = {}
 
 
 @pytest.mark.parametrize("column", COLUMNS)
