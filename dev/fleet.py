@@ -69,7 +69,7 @@ FLEET = Fleet(
         Service("compute", "services.compute"),
         # dev new: services
         Service("health", "services.health", needs=("nats", "valkey", "postgres")),
-        Service("gateway", "services.gateway", public=True),
+        Service("gateway", "services.gateway", needs=("valkey",), public=True),
     ),
     stop_order=(
         "gateway",

@@ -138,11 +138,12 @@ def variable_of(settings: type[BaseSettings], field_name: str, field: FieldInfo)
 S = TypeVar("S", bound=Settings)
 
 
-def load(settings: type[S], environ: Mapping[str, str] | None = None) -> S:
+def load(settings: type[S], environ: Mapping[str, str] | None = None, *, serves: bool = True) -> S:
     """Read the settings from the process's environment.
 
     Raises SettingsError for an unknown `RH_` variable (pydantic's `extra` does not see the environment), for a value that
     does not fit, and for what production refuses: `memory://`, which a second replica would not share, and example secrets.
+    A tool that only looks at the settings (`serves=False`) may do so where the servers are not known.
     """
     names = {variable_of(settings, name, field) for name, field in settings.model_fields.items()}
     known = names | {f"{name}_FILE" for name in names}
@@ -153,7 +154,7 @@ def load(settings: type[S], environ: Mapping[str, str] | None = None) -> S:
         found = settings()
     except ValidationError as error:
         raise SettingsError(_sentence(settings, error)) from None
-    if found.is_production:
+    if serves and found.is_production:
         for name, value in found:
             if isinstance(value, SecretStr) and (reason := _unfit_for_production(value.get_secret_value())):
                 raise SettingsError(f"{variable_of(settings, name, settings.model_fields[name])} {reason}")

@@ -85,8 +85,8 @@ def test_what_is_not_there_is_taken_out_as_nothing(place: Place) -> None:
 def test_entries_that_were_changed_by_hand_are_taken_out_whole() -> None:
     changes = {
         "dev/fleet.py": (
-            'needs=("valkey",)',
-            'needs=("valkey", "nats"),\n            secret_files={"A_FILE": "a"},\n        ',
+            f'"services.{SPARE}", needs=("valkey",)',
+            f'"services.{SPARE}", needs=("valkey", "nats"),\n            secret_files={{"A_FILE": "a"}},\n        ',
         ),
         "services/gateway/domain/defaults.py": ('methods=("POST",),\n', 'methods=("POST",),\n        timeout_s=3,\n'),
         "compose.yaml": (

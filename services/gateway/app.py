@@ -79,7 +79,7 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
         access_log=access_log,
         siblings=seat.siblings if seat else Siblings(),
         configuration=Configuration(settings.read_config(settings.config), settings.read_config_file),
-        limiter=Limiter(open_quota_store(settings.redis_url.get_secret_value() if settings.redis_url else "memory://")),
+        limiter=Limiter(open_quota_store(settings.redis_url.get_secret_value())),
     )
 
     def guard(app: ASGIApp) -> ASGIApp:

@@ -31,7 +31,7 @@ def run(arguments: Sequence[str], out: TextIO, err: TextIO) -> int:
     options = _parser().parse_args(arguments)
     file = options.config or ""
     try:
-        settings = load(GatewaySettings)
+        settings = load(GatewaySettings, serves=False)
         text = read_value_file(file, name=file) if file else settings.config
         config = settings.read_config(text, file or settings.config_file)
     except (ConfigError, SettingsError) as error:

@@ -16,6 +16,8 @@ from shared.settings import Settings, variable_of
 ROOT = Path(__file__).parents[2]
 COMMON = {"ENVIRONMENT", "LOG_LEVEL"}
 PUBLIC_PORT = 8080
+PUBLIC_SETTINGS = ("WORKERS", "EXEMPT", "ALLOW", "TRUSTED_PROXIES", "ORIGINS", "CONFIG")
+"""Of the public service, chosen in .env."""
 
 
 @cache
@@ -53,7 +55,8 @@ def test_a_service_gets_its_servers_and_what_the_runner_gives_it(service: Servic
     variables = {server.name: server.variable for server in INFRA}
     secrets = {f"{service.prefix}{name.removesuffix('_FILE')}" for name in service.secret_files}
     own = {
-        f"{service.prefix}{name}" for name in ("HOST", "PORT", "ENDPOINTS", *(("WORKERS",) if service.public else ()))
+        f"{service.prefix}{name}"
+        for name in ("HOST", "PORT", "ENDPOINTS", *(PUBLIC_SETTINGS if service.public else ()))
     }
 
     assert set(given) == COMMON | {variables[need] for need in service.needs} | secrets | own
@@ -67,7 +70,7 @@ def test_a_service_gets_its_servers_and_what_the_runner_gives_it(service: Servic
 def test_a_service_waits_for_what_it_needs_until_it_is_healthy(service: Service) -> None:
     waits_for = compose()["services"][service.name].get("depends_on", {})
     others = {other.name for other in FLEET.services if other is not service}
-    assert set(waits_for) == (others if service.public else set(service.needs))
+    assert set(waits_for) == set(service.needs) | (others if service.public else set())
     assert {wait["condition"] for wait in waits_for.values()} <= {"service_healthy"}
 
 
@@ -97,8 +100,11 @@ def test_servers_are_out_of_reach_for_whom_they_are_not() -> None:
     stores = set(services["postgres"]["networks"])
     assert stores == {"stores"}
     for service in FLEET.services:
-        assert bool(stores & set(services[service.name]["networks"])) == bool(service.needs)
+        if not service.public:
+            assert bool(stores & set(services[service.name]["networks"])) == bool(service.needs)
     assert {name for name, service in services.items() if "edge" in service["networks"]} == {"gateway"}
+    own = set(services["gateway"]["networks"]) - {"fleet"}
+    assert {name for name, service in services.items() if own & set(service["networks"])} == {"gateway", "valkey"}
     assert all(network.get("internal") for name, network in compose()["networks"].items() if name != "edge")
 
 

@@ -50,10 +50,12 @@ class Process:
 
 
 @asynccontextmanager
-async def started(folder: Path, upstream: Upstream) -> AsyncIterator[Process]:
+async def started(
+    folder: Path, upstream: Upstream, *, config: str = ROUTES, **environment: str
+) -> AsyncIterator[Process]:
     """A gateway in front of `upstream`, ready, with a public socket that it inherits and a private port of its own."""
     write_endpoints(folder / "endpoints.json", {"open": [upstream.address]})
-    (folder / "routes.toml").write_text(ROUTES)
+    (folder / "routes.toml").write_text(config)
     public, private = listen("127.0.0.1", 0), listen("127.0.0.1", 0)
     ports = public.getsockname()[1], private.getsockname()[1]
     private.close()
@@ -68,6 +70,7 @@ async def started(folder: Path, upstream: Upstream) -> AsyncIterator[Process]:
             "RH_GATEWAY_REPLICA": "gateway-1",
             "RH_GATEWAY_ENDPOINTS": (folder / "endpoints.json").as_uri(),
             "RH_GATEWAY_CONFIG_FILE": str(folder / "routes.toml"),
+            **environment,
         },
         pass_fds=[public.fileno()],
         stdout=subprocess.PIPE,

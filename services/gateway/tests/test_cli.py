@@ -100,7 +100,9 @@ def test_explain_takes_the_role_of_the_token():
 
 def test_production_is_judged_by_its_own_rules(monkeypatch):
     monkeypatch.setenv("ENVIRONMENT", "production")
-    assert said("explain", "GET", "/health/detailed")[0] == 1
+    code, out, _ = said("explain", "GET", "/health/detailed")
+    assert code == 1
+    assert "refused  401" in out
 
 
 @pytest.mark.parametrize("arguments", [("serve",), ("check",), ("explain", "GET", "users"), ("explain", "GET")])

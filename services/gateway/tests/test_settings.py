@@ -29,9 +29,18 @@ def test_defaults_serve_the_platforms_routes():
 
 def test_production_is_stricter(monkeypatch):
     monkeypatch.setenv("ENVIRONMENT", "production")
+    monkeypatch.setenv("REDIS_URL", "redis://:password@valkey:6379/0")
     settings = load(GatewaySettings)
     assert settings.origin_names == frozenset()
     assert settings.metrics_auth == "admin"
+
+
+def test_quotas_of_one_process_alone_are_refused_in_production(monkeypatch):
+    assert load(GatewaySettings).redis_url.get_secret_value() == "memory://"
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    with pytest.raises(SettingsError, match=r"REDIS_URL is memory://, which production refuses"):
+        load(GatewaySettings)
+    assert load(GatewaySettings, serves=False).is_production
 
 
 def test_routes_file_replaces_the_table(monkeypatch, tmp_path):
