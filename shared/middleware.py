@@ -106,19 +106,15 @@ def route_of(scope: Scope) -> str:
 class RequestMetrics:
     """Counts and times every exchange by method, route and status."""
 
-    _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
-        self.metrics = metrics
+        self.requests = metrics.requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        kind = scope["type"]
+        if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        method = scope.get("method", "WEBSOCKET")
-        if scope["type"] == "http" and method not in self._METHODS:
-            method = "other"
         status = 0
 
         async def send_counted(message: Message) -> None:
@@ -129,18 +125,17 @@ class RequestMetrics:
                 status = 101
             await send(message)
 
-        active = self.metrics.active_connections.labels(scope["type"])
+        active = self.requests.active
         started = time.perf_counter()
-        active.inc()
+        active[kind] += 1
         try:
             await self.app(scope, receive, send_counted)
         finally:
-            active.dec()
-            route = route_of(scope)
-            self.metrics.requests_total.labels(method, route, str(status or 499)).inc()
-            if scope["type"] == "http":
-                duration_s = time.perf_counter() - started
-                self.metrics.request_duration_seconds.labels(method, route).observe(duration_s)
+            active[kind] -= 1
+            series = self.requests.of(scope.get("method", "WEBSOCKET"), route_of(scope))
+            series.count(status or 499)
+            if kind == "http":
+                series.observe(time.perf_counter() - started)
 
 
 class Faults:

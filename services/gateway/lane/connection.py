@@ -8,7 +8,7 @@ from typing import Protocol, cast
 import httptools
 
 from services.gateway.lane.forward import authority_of
-from services.gateway.lane.head import Headers, filter_response
+from services.gateway.lane.head import AnswerFields, Headers, read_answer
 from shared.endpoints import Address
 
 BUFFER_BYTES_MAX = 64 * 1024
@@ -59,7 +59,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_buffered",
         "_can_write",
         "_fault",
-        "_has_length",
         "_head_bytes",
         "_headers",
         "_is_head_request",
@@ -103,7 +102,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._is_head_request = is_head_request
         self._headers: Headers = []
         self._head_bytes = 0
-        self._has_length = False
         self._is_interim = False
         self._is_until_close = False
         self._is_paused = False
@@ -291,37 +289,31 @@ class UpstreamConnection(asyncio.Protocol):
         version = self._parser.get_http_version()
         if not 200 <= status <= 599 or version not in ("1.1", "1.0"):
             raise UpstreamFault("a status or version that does not exist")
-        if sum(len(name) + len(value) for name, value in self._headers) > HEAD_BYTES_MAX:
-            raise UpstreamFault("the answer's head is too large")
-        self._read_framing(status, version)
-        has_no_body = self._is_head_request or status in (204, 304)
+        is_bodiless = status in (204, 304)
         # A 304 may declare the length of what it does not send (RFC 9110, section 8.6), which no server can then keep.
-        has_length = self._has_length and status not in (204, 304)
-        headers = filter_response(self._headers, has_length=has_length)
-        kinds = [value for name, value in headers if name == b"content-type"]
-        is_event_stream = bool(kinds) and kinds[0].lower().startswith(b"text/event-stream")
-        self.head = ResponseHead(status, headers, is_event_stream, has_length)
+        fields = read_answer(self._headers, has_length=not is_bodiless)
+        if fields.size > HEAD_BYTES_MAX:
+            raise UpstreamFault("the answer's head is too large")
+        self._read_framing(fields, is_bodiless=is_bodiless, is_old=version == "1.0")
+        has_no_body = self._is_head_request or is_bodiless
+        is_event_stream = fields.content_type.lower().startswith(b"text/event-stream")
+        self.head = ResponseHead(status, fields.passed, is_event_stream, fields.lengths > 0 and not is_bodiless)
         if has_no_body:
             self._end()
             if self._is_head_request:
                 # The parser does not know of HEAD and waits for a body; it is replaced for the next answer.
                 self._parser = None
 
-    def _read_framing(self, status: int, version: str) -> None:
-        lengths, encodings, connection = 0, [], b""
-        for name, value in self._headers:
-            if name == b"content-length":
-                lengths += 1
-            elif name == b"transfer-encoding":
-                encodings.append(value.strip().lower())
-            elif name == b"connection":
-                connection += b"," + value.lower()
-        if lengths > 1 or (encodings and (lengths or encodings != [b"chunked"])):
+    def _read_framing(self, fields: AnswerFields, *, is_bodiless: bool, is_old: bool) -> None:
+        encodings = fields.encodings
+        if fields.lengths > 1 or (encodings and (fields.lengths or encodings != [b"chunked"])):
             raise UpstreamFault("the answer's length is ambiguous")
-        tokens = {token.strip() for token in connection.split(b",")} if connection else set()
-        self._has_length = bool(lengths)
-        self._is_until_close = not lengths and not encodings and status not in (204, 304)
-        self._keeps_alive = b"close" not in tokens and (version == "1.1" or b"keep-alive" in tokens)
+        self._is_until_close = not fields.lengths and not encodings and not is_bodiless
+        if fields.connection:
+            tokens = {token.strip() for token in fields.connection.lower().split(b",")}
+            self._keeps_alive = b"close" not in tokens and (not is_old or b"keep-alive" in tokens)
+        else:
+            self._keeps_alive = not is_old
 
     def on_body(self, data: bytes) -> None:
         if self.is_complete:

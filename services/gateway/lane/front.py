@@ -106,7 +106,7 @@ def reporter(metrics: Metrics) -> Callable[[Refusal], None]:
     log = structlog.get_logger()
 
     def report(refusal: Refusal) -> None:
-        metrics.requests_total.labels("other", UNMATCHED, str(refusal.status)).inc()
+        metrics.requests.of("", UNMATCHED).count(refusal.status)
         log.info("request", route=UNMATCHED, **refusal._asdict())
 
     return report

@@ -231,8 +231,14 @@ def _framing_problem(head: RequestHead, *, is_old: bool) -> Problem | None:
     return None
 
 
+_NAMES_NOTHING = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
+"""What `Connection` says nearly always, which names no header that had passed."""
+
+
 def strip_named(headers: Headers, connection: bytes) -> None:
     """Remove the headers that `Connection` names as meant for one hop (RFC 9110, section 7.6.1)."""
+    if connection in _NAMES_NOTHING:
+        return
     named = {token.strip().lower() for token in connection.split(b",")} - _END_TO_END
     headers[:] = [pair for pair in headers if pair[0] not in named]
 
@@ -273,17 +279,41 @@ _WITHHELD = (
 )
 
 
-def filter_response(headers: Headers, *, has_length: bool = True) -> Headers:
-    """Return the headers of an upstream's answer that go on to the client; `has_length=False` leaves Content-Length out."""
-    passed: Headers = []
-    connection = b""
+class AnswerFields:
+    """What the gateway needs to know of an answer's headers; `passed` go on to the client."""
+
+    __slots__ = ("connection", "content_type", "encodings", "lengths", "passed", "size")
+
+    def __init__(self) -> None:
+        self.passed: Headers = []
+        self.lengths = 0
+        self.encodings: list[bytes] = []
+        self.connection = b""
+        self.content_type = b""
+        self.size = 0
+
+
+def read_answer(headers: Headers, *, has_length: bool = True) -> AnswerFields:
+    """Read an upstream's headers in one pass; `has_length=False` does not let Content-Length go on."""
+    found = AnswerFields()
+    passed, size = found.passed, 0
     for pair in headers:
-        name = pair[0]
+        name, value = pair
+        size += len(name) + len(value)
         if name in _WITHHELD:
             if name == b"connection":
-                connection = connection + b"," + pair[1] if connection else pair[1]
-        elif has_length or name != b"content-length":
+                found.connection = found.connection + b"," + value if found.connection else value
+            elif name == b"transfer-encoding":
+                found.encodings.append(value.strip().lower())
+        elif name == b"content-length":
+            found.lengths += 1
+            if has_length:
+                passed.append(pair)
+        else:
             passed.append(pair)
-    if connection:
-        strip_named(passed, connection)
-    return passed
+            if name == b"content-type" and not found.content_type:
+                found.content_type = value
+    found.size = size
+    if found.connection:
+        strip_named(passed, found.connection)
+    return found

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Awaitable
-from typing import Any
 from urllib.parse import parse_qsl
 
 from services.gateway.domain.admission import check_allowed, check_role, verify
@@ -13,10 +12,8 @@ from services.gateway.lane.upstream import Upstream
 from services.gateway.model import Auth, Priority, Route
 from shared.errors import BodyTooLarge, DeadlineExceeded, Unauthorized
 from shared.identity import bearer_of
-from shared.metrics import UNMATCHED, Metrics
+from shared.metrics import KNOWN_METHODS, UNMATCHED, Metrics, Series
 from shared.tokens import TokenVerifier
-
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET"})
 
 
 class Logged:
@@ -34,32 +31,27 @@ class Logged:
 
 
 class Counted:
-    """Every call is counted and timed. The labelled children are kept: looking one up costs more than counting with it."""
+    """Every call is counted and timed."""
 
     def __init__(self, metrics: Metrics, route: Route | None) -> None:
-        self._metrics = metrics
+        self._requests = metrics.requests
         self._route = route.path if route is not None else UNMATCHED
-        self._active = {kind: metrics.active_connections.labels(kind) for kind in ("http", "websocket")}
-        # Bounded: nine methods times the statuses that exist.
-        self._totals: dict[tuple[str, int], Any] = {}
-        self._times: dict[str, Any] = {}
+        # Looking a series up by its labels costs more than counting in it. Bounded: unknown methods share one.
+        self._series: dict[str, Series] = {}
 
     def before(self, call: Call) -> None:
-        self._active[call.kind].inc()
+        self._requests.active[call.kind] += 1
 
     def after(self, call: Call) -> None:
-        self._active[call.kind].dec()
-        method = call.method if call.method in _METHODS else "other"
-        key = (method, call.status or NO_ANSWER)
-        total = self._totals.get(key)
-        if total is None:
-            total = self._totals[key] = self._metrics.requests_total.labels(method, self._route, str(key[1]))
-        total.inc()
+        self._requests.active[call.kind] -= 1
+        series = self._series.get(call.method)
+        if series is None:
+            series = self._requests.of(call.method, self._route)
+            if call.method in KNOWN_METHODS:
+                self._series[call.method] = series
+        series.count(call.status or NO_ANSWER)
         if call.kind == "http":
-            times = self._times.get(method)
-            if times is None:
-                times = self._times[method] = self._metrics.request_duration_seconds.labels(method, self._route)
-            times.observe(time.monotonic() - call.started_at)
+            series.observe(time.monotonic() - call.started_at)
 
 
 class SignIn:

@@ -16,7 +16,7 @@ from websockets.uri import WebSocketURI
 from services.gateway.lane.attempt import Attempt, Outcome
 from services.gateway.lane.call import Call
 from services.gateway.lane.forward import forwarding_headers
-from services.gateway.lane.head import Headers, filter_response
+from services.gateway.lane.head import Headers, read_answer
 from services.gateway.lane.pool import CONNECT_TIMEOUT_S
 from services.gateway.lane.upstream import Upstream
 from services.gateway.lane.upstreams import Upstreams
@@ -258,7 +258,7 @@ async def _pass_refusal(refused: InvalidStatus, call: Call, receive: Receive, se
         await refuse_handshake(BadGateway(), call, receive, send)
         return
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]
-    headers = filter_response(raw, has_length=False)
+    headers = read_answer(raw, has_length=False).passed
     refusal = _Refusal(response.status_code, headers, bytes(response.body or b""))
     await _send_refusal(refusal, call, receive, send)
 
