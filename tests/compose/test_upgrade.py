@@ -1,8 +1,7 @@
 """An upgrade under load: the fleet of the previous commit is replaced by this one, service by service, and part of it back.
 
-Stated bounds, for as long as the gateway does not retry and one port has one gateway: replacing a service behind it loses at most
-`load.LOST_PER_STOP_MAX` GETs for each replica that stops, and none of other services; replacing the gateway itself loses calls only
-while its one port is closed, never as an answer with a fault.
+Replacing a service behind the gateway loses no call. One port has one gateway, so replacing that one loses calls while its port is
+closed, never as an answer with a fault: a cluster's Service, with several gateways behind it, has no such gap.
 """
 
 import asyncio
@@ -19,7 +18,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from tests.compose.stack import ROOT, Stack, own_stack
-from tests.load import Tally, assert_few_lost, during
+from tests.load import Tally, assert_none_lost, during
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PATHS = {"users": "/users?limit=1", "compute": "/async-demo", "health": "/health/detailed"}
@@ -99,8 +98,8 @@ async def replace_under_load(stack: Stack, headers: dict[str, str], service: str
         await asyncio.to_thread(stack.until_state, "up", 30)
 
     await during(stack.url, headers, tallies, work)
-    for owner, path in PATHS.items():
-        assert_few_lost(tallies[path], stops=REPLICAS[service] if owner == service else 0)
+    for tally in tallies.values():
+        assert_none_lost(tally)
 
 
 async def replace_gateway(stack: Stack, headers: dict[str, str]) -> None:
