@@ -9,6 +9,7 @@ import httpx2
 CALLERS = 4
 """Of each path, each with one call in flight."""
 
+
 @dataclass(slots=True)
 class Tally:
     """Answers by status; calls that were not answered have the status 0."""

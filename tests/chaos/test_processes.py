@@ -35,7 +35,9 @@ def comes_back(fleet: OwnFleet, name: str, old_pid: int) -> bool:
 
 
 @pytest.mark.parametrize("name", ["users-1", "realtime-1", "compute-1", "health-1", "gateway-1"])
-async def test_a_killed_process_is_restarted_and_only_calls_of_a_killed_gateway_fail(fleet: OwnFleet, name: str) -> None:
+async def test_a_killed_process_is_restarted_and_only_calls_of_a_killed_gateway_fail(
+    fleet: OwnFleet, name: str
+) -> None:
     pid = fleet.rows()[name]["pid"]
     tallies = {"/users?limit=1": Tally(), "/live": Tally()}
 
