@@ -161,8 +161,9 @@ class ServicePolicy(_Frozen):
 
     At most `in_flight_max` requests are under way at one replica from this process; what comes above is refused. While answers are
     late an `adaptive` service is given less. A request that may be repeated is tried `retries_max` more times, as long as repeats stay
-    below `retry_share` of the requests. Answers with one of `failure_statuses` count as failures. A replica that fails while others
-    answer is left out; never more than `ejected_share_max` of them, never the last.
+    below `retry_share` of the requests. Answers with one of `failure_statuses` count as failures. A service's own 503 is by default
+    none of them: it says that its database is down or it has enough to do, which leaving it alone would not mend. A replica that fails
+    while others answer is left out; never more than `ejected_share_max` of them, never the last.
     """
 
     in_flight_max: int = Field(256, ge=1, le=10_000)
@@ -172,7 +173,6 @@ class ServicePolicy(_Frozen):
     retry_share: float = Field(0.1, ge=0, le=1)
     failure_statuses: Annotated[tuple[Annotated[int, Field(ge=500, le=599)], ...], Field(max_length=16)] = (
         502,
-        503,
         504,
     )
     ejected_share_max: float = Field(0.5, ge=0, lt=1)

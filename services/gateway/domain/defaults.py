@@ -9,7 +9,6 @@ from services.gateway.model import (
     Limit,
     Method,
     Route,
-    ServicePolicy,
 )
 
 _READ: tuple[Method, ...] = ("GET", "HEAD")
@@ -18,11 +17,6 @@ USUAL = ("signed-in", "anonymous")
 """The limits of a route that names none: by user where one is signed in, else by address."""
 
 _UNLIMITED = frozenset({"/health"})
-
-_SERVICES = {
-    # Its 503 says that the fleet is down: an answer, not a failure of health itself.
-    "health": ServicePolicy(failure_statuses=(502, 504)),
-}
 
 
 def default_config(
@@ -36,7 +30,6 @@ def default_config(
     return GatewayConfig(
         routes=tuple(_completed(route, body_bytes_max) for route in (*_routes(is_production=is_production), *_ADDED)),
         limits=default_limits(is_production=is_production),
-        services=_SERVICES,
         addresses=addresses or Addresses(),
         cors=cors or Cors(),
     )

@@ -21,9 +21,11 @@ class Outcome(IntEnum):
     """No connection came about: not a byte was sent."""
     GIVEN_UP = 3
     """The client went away; says nothing about the service."""
+    BUSY = 4
+    """503 with `Retry-After`: an answer, but another replica may have a better one."""
 
 
-_VERDICTS = (True, False, False, None)
+_VERDICTS = (True, False, False, None, True)
 
 
 class Replica:

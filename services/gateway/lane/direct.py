@@ -191,7 +191,7 @@ class Direct:
         assert route is not None
         assert attempt is not None
         lane = protocol.lane
-        outcome = lane.machinery.upstreams.of(route.service).outcome_of(answer.status)
+        outcome = lane.machinery.upstreams.of(route.service).outcome_of(answer.status, answer.headers)
         if outcome is not Outcome.OK or protocol.is_write_paused or connection.buffered_bytes > WHOLE_BYTES_MAX:
             self._hand_over()
             return

@@ -162,7 +162,7 @@ class Exchange:
                     is_fresh = True
                     continue
             outcome = self._outcome_of(answer, fault)
-            wait_s = self._retry_in(outcome, len(tried) + 1)
+            wait_s = self._retry_in(outcome, [*tried, attempt.address])
             if wait_s is None:
                 if answer is not None:
                     attempt.answered(lasts=self._route.kind == "stream" or answer.is_event_stream)
@@ -178,7 +178,7 @@ class Exchange:
 
     def _outcome_of(self, answer: ResponseHead | None, fault: Exception | None) -> Outcome:
         if answer is not None:
-            return self._upstream.outcome_of(answer.status)
+            return self._upstream.outcome_of(answer.status, answer.headers)
         return Outcome.REFUSED if isinstance(fault, ConnectFailed) else Outcome.FAILED
 
     def _is_stale(self) -> bool:
@@ -190,15 +190,15 @@ class Exchange:
         # A body that is not at hand whole has partly gone to the replica that failed.
         return self._client.is_finished and self._call.may_repeat
 
-    def _retry_in(self, outcome: Outcome, tries: int) -> float | None:
+    def _retry_in(self, outcome: Outcome, tried: list[Address]) -> float | None:
         """Return the seconds after which to try again, None where that is of no use or not allowed."""
-        if outcome is Outcome.OK or (outcome is Outcome.FAILED and not self._client.is_finished):
+        if outcome is Outcome.OK or (outcome is not Outcome.REFUSED and not self._client.is_finished):
             return None
         wait_s = self._upstream.may_retry(
             self._call.method,
             has_idempotency_key=bool(self._call.head.idempotency_key),
             outcome=outcome,
-            attempt=tries,
+            tried=tried,
         )
         # A pause that ends at the deadline leaves no time for the try.
         return wait_s if wait_s is not None and time.monotonic() + wait_s < self._due_at else None

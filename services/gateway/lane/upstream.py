@@ -109,15 +109,21 @@ class Upstream:
         ticket = breaker.take(now) if self._is_calm or breaker.wait_s(now) <= 0 else -1
         return Attempt(self, replica, ticket, now, time_s)
 
-    def may_retry(self, method: str, *, has_idempotency_key: bool, outcome: Outcome, attempt: int) -> float | None:
-        """Return the seconds after which the request may be tried again, None where it may not; `attempt` counts from 1.
+    def may_retry(
+        self, method: str, *, has_idempotency_key: bool, outcome: Outcome, tried: Collection[Address]
+    ) -> float | None:
+        """Return the seconds after which the request may be tried again, None where it may not; `tried` holds each attempt's replica.
 
         Another replica may be asked at once where one took no connection: nothing was sent. Else it takes a request that may be
-        repeated, and a part of the budget.
+        repeated, and a part of the budget. A replica that is busy has said that it is not to be asked again so soon, so that takes
+        another one, too.
         """
+        attempt = len(tried)
         if outcome is Outcome.REFUSED:
             return 0.0 if attempt < CONNECTS_MAX else None
-        if outcome is not Outcome.FAILED or attempt > self.policy.retries_max:
+        if outcome not in (Outcome.FAILED, Outcome.BUSY) or attempt > self.policy.retries_max:
+            return None
+        if outcome is Outcome.BUSY and not self._has_other(tried):
             return None
         if not may_repeat(method, has_idempotency_key=has_idempotency_key):
             return None
@@ -127,9 +133,21 @@ class Upstream:
         self.retries += 1
         return backoff_s(attempt, self._dice)
 
-    def outcome_of(self, status: int) -> Outcome:
-        """Say what an answer's status means."""
-        return Outcome.FAILED if status >= 500 and status in self.policy.failure_statuses else Outcome.OK
+    def _has_other(self, tried: Collection[Address]) -> bool:
+        now = self.clock()
+        return any(
+            replica.address not in tried and not replica.is_drained and replica.breaker.wait_s(now) <= 0
+            for replica in self.replicas
+        )
+
+    def outcome_of(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> Outcome:
+        """Say what an answer means by its status and headers (names in lower case)."""
+        if status < 500:
+            return Outcome.OK
+        if status in self.policy.failure_statuses:
+            return Outcome.FAILED
+        is_busy = status == 503 and any(name == b"retry-after" for name, _ in headers)
+        return Outcome.BUSY if is_busy else Outcome.OK
 
     def _overloaded(self) -> Unavailable:
         self.shed["overloaded"] += 1

@@ -49,7 +49,7 @@ class UpstreamMetrics(Collector):
         in_flight = _gauge("upstream_replica_in_flight", "Everything under way at a replica.", "replica")
         attempts = _counter(
             "upstream_replica_attempts",
-            "Attempts that ended, by outcome (ok, failed, refused, given_up).",
+            "Attempts that ended, by outcome (ok, failed, refused, given_up, busy).",
             "replica",
             "outcome",
         )

@@ -190,7 +190,7 @@ async def _open(upstream: Upstream, route: Route, call: Call, scope: Scope) -> t
             attempt.answered(lasts=True)
             return connection, attempt
         tried.append(attempt.address)
-        if upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.REFUSED, attempt=len(tried)) is None:
+        if upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.REFUSED, tried=tried) is None:
             break
     raise Unavailable(f"the service {route.service} takes no connection", code="no_upstream")
 

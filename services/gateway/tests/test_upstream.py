@@ -104,9 +104,10 @@ def test_replica_that_refused_is_asked_last_for_a_second(make, clock):
 
 def test_request_that_no_replica_takes_is_tried_at_once_at_others_whatever_its_method(make):
     upstream = make(A, B, retries_max=0, retry_share=0)
-    for attempt in range(1, CONNECTS_MAX):
-        assert upstream.may_retry("POST", has_idempotency_key=False, outcome=Outcome.REFUSED, attempt=attempt) == 0
-    assert upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.REFUSED, attempt=CONNECTS_MAX) is None
+    for count in range(1, CONNECTS_MAX):
+        assert upstream.may_retry("POST", has_idempotency_key=False, outcome=Outcome.REFUSED, tried=[A] * count) == 0
+    tried = [A] * CONNECTS_MAX
+    assert upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.REFUSED, tried=tried) is None
     assert upstream.retries == 0
 
 
@@ -289,7 +290,7 @@ def test_stream_that_breaks_off_after_hours_is_none(make):
         attempt.answered(lasts=True)
         attempt.end(Outcome.FAILED)
     assert upstream.state is State.CLOSED
-    assert upstream.replicas[0].ended == [20, 0, 0, 0]
+    assert upstream.replicas[0].ended == [20, 0, 0, 0, 0]
 
 
 def test_operator_opens_it_and_closes_it(make, clock):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from services.gateway.domain.retrying import ALLOWANCE
 from services.gateway.lane.attempt import Outcome
 from services.gateway.model import BreakerPolicy, ServicePolicy
 from services.gateway.tests.upstream_rig import (
@@ -118,14 +119,17 @@ def test_late_answers_lower_the_limit_unless_it_is_fixed(make, clock):
 )
 def test_only_what_failed_and_may_be_repeated_is_retried(make, method, has_key, outcome, may):
     upstream = make(A)
-    wait_s = upstream.may_retry(method, has_idempotency_key=has_key, outcome=outcome, attempt=1)
+    wait_s = upstream.may_retry(method, has_idempotency_key=has_key, outcome=outcome, tried=[A])
     assert (wait_s is not None) is may
     assert upstream.retries == may
 
 
 def test_retries_end_after_the_policys_number(make):
     upstream = make(A, retries_max=2)
-    waits = [upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.FAILED, attempt=n) for n in (1, 2, 3)]
+    waits = [
+        upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.FAILED, tried=[A] * count)
+        for count in (1, 2, 3)
+    ]
     assert [wait is None for wait in waits] == [False, False, True]
 
 
@@ -134,12 +138,12 @@ def test_failing_service_sees_at_most_a_fifth_more_than_its_requests(make):
     requests = sent = 0
     for _ in range(500):
         requests += 1
-        attempt = 0
+        tried = []
         while True:
-            attempt += 1
-            begin(upstream, *([A] if attempt > 1 else [])).end(Outcome.FAILED)
+            begin(upstream, *tried).end(Outcome.FAILED)
             sent += 1
-            if upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.FAILED, attempt=attempt) is None:
+            tried.append(A)
+            if upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.FAILED, tried=tried) is None:
                 break
     assert 1.05 * requests <= sent <= 1.2 * requests
     assert upstream.retries == sent - requests
@@ -153,10 +157,44 @@ def test_statuses_mean_what_the_policy_says(make):
         "OK",
         "OK",
         "FAILED",
-        "FAILED",
+        "OK",
         "FAILED",
     ]
-    assert make(A, failure_statuses=(502,)).outcome_of(503) is Outcome.OK
+    later = [(b"content-length", b"0"), (b"retry-after", b"1")]
+    assert upstream.outcome_of(503, later) is Outcome.BUSY
+    assert upstream.outcome_of(500, later) is Outcome.OK
+    assert make(A, failure_statuses=(503,)).outcome_of(503, later) is Outcome.FAILED
+
+
+def test_busy_replica_passes_a_repeatable_request_on_and_is_not_asked_again(make):
+    upstream = make(A, B)
+    assert upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.BUSY, tried=[A]) is not None
+    assert upstream.may_retry("POST", has_idempotency_key=False, outcome=Outcome.BUSY, tried=[A]) is None
+    assert upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.BUSY, tried=[A, B]) is None
+    assert upstream.retries == 1
+    fail(upstream, B)
+    assert upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.BUSY, tried=[A]) is None
+    upstream.close_breaker()
+    upstream.drain(B)
+    assert upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.BUSY, tried=[A]) is None
+
+
+def test_busy_service_pays_for_what_is_passed_on_from_its_budget(make):
+    upstream = make(A, B, retry_share=0)
+    allowed = [
+        upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.BUSY, tried=[A]) is not None
+        for _ in range(ALLOWANCE + 1)
+    ]
+    assert allowed == [True] * ALLOWANCE + [False]
+    assert upstream.retries_denied == 1
+
+
+def test_service_that_is_only_busy_is_never_left_alone(make):
+    upstream = make(A, B)
+    for _ in range(100):
+        begin(upstream).end(Outcome.BUSY)
+    assert upstream.state is State.CLOSED
+    assert set(chosen(upstream)) == {A, B}
 
 
 # Changes from outside.

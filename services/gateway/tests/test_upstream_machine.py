@@ -69,8 +69,8 @@ class UpstreamMachine(RuleBasedStateMachine):
         attempt, _ = self.open.pop(place % len(self.open))
         for _ in range(1 + twice):
             attempt.end(outcome)
-        wait_s = self.upstream.may_retry("GET", has_idempotency_key=False, outcome=outcome, attempt=1)
-        self.retries += outcome is Outcome.FAILED and wait_s is not None
+        wait_s = self.upstream.may_retry("GET", has_idempotency_key=False, outcome=outcome, tried=[attempt.address])
+        self.retries += outcome in (Outcome.FAILED, Outcome.BUSY) and wait_s is not None
 
     @rule(seconds=st.sampled_from([0.1, 0.5, 1.3, 3.0]))
     def wait(self, seconds: float) -> None:

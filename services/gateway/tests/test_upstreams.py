@@ -8,8 +8,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.gateway.domain.config import parse_config
-from services.gateway.domain.defaults import default_config
 from services.gateway.lane.attempt import Outcome
 from services.gateway.lane.upstream_metrics import UpstreamMetrics
 from services.gateway.lane.upstreams import Upstreams
@@ -89,14 +87,6 @@ def test_description_is_json_by_service(endpoints):
     assert [replica["address"] for replica in found["users"]["replicas"]] == ["127.0.0.1:1", "127.0.0.1:2"]
 
 
-def test_503_of_health_is_an_answer_of_health_and_stays_one_whatever_a_file_says():
-    base = default_config(is_production=False)
-    config = parse_config("[services.users]\nretries_max = 0\n", base)
-    assert config.services["users"].retries_max == 0
-    assert 503 not in config.services["health"].failure_statuses
-    assert 503 in ServicePolicy().failure_statuses
-
-
 def samples(upstreams: Upstreams) -> dict[tuple[str, ...], float]:
     registry = CollectorRegistry()
     UpstreamMetrics(registry, upstreams)
@@ -117,7 +107,7 @@ def test_scrape_shows_services_and_replicas(endpoints):
     users.begin().end(Outcome.OK)
     attempt = users.begin()
     users.drain(attempt.address)
-    users.may_retry("GET", has_idempotency_key=False, outcome=Outcome.FAILED, attempt=1)
+    users.may_retry("GET", has_idempotency_key=False, outcome=Outcome.FAILED, tried=[attempt.address])
 
     found = samples(upstreams)
 
