@@ -23,6 +23,9 @@ from services.gateway.model import Route
 from shared.endpoints import Address
 from shared.errors import BadGateway, DeadlineExceeded, Problem, RequestTimeout, Unavailable
 
+FAIR_SHARE = 0.5
+"""Of a route's time: a client that waited less, because it asked for less, has not seen the service fail."""
+
 log = structlog.get_logger()
 
 
@@ -178,8 +181,16 @@ class Exchange:
 
     def _outcome_of(self, answer: ResponseHead | None, fault: Exception | None) -> Outcome:
         if answer is not None:
-            return self._upstream.outcome_of(answer.status, answer.headers)
+            # The service was told the client's deadline and says so.
+            is_given_up = answer.status == 504 and self._is_hurried
+            return Outcome.GIVEN_UP if is_given_up else self._upstream.outcome_of(answer.status, answer.headers)
         return Outcome.REFUSED if isinstance(fault, ConnectFailed) else Outcome.FAILED
+
+    @property
+    def _is_hurried(self) -> bool:
+        """Whether the client allows so little time that its end says nothing of the service; else anybody could open its breaker."""
+        call, route_s = self._call, self._route.timeout_s
+        return call.due_at < call.started_at + route_s and time.monotonic() < call.started_at + FAIR_SHARE * route_s
 
     def _is_stale(self) -> bool:
         """Tell whether the last try met a kept connection that had ended, and may be sent again at no risk."""
@@ -296,7 +307,7 @@ class Exchange:
         self._task = None
         is_read = self._client.is_finished
         # The client's going away says nothing of the service; silence until the deadline does.
-        is_fault = isinstance(reason, UpstreamFault | DeadlineExceeded)
+        is_fault = isinstance(reason, UpstreamFault) or (isinstance(reason, DeadlineExceeded) and not self._is_hurried)
         self._let_go(Outcome.FAILED if is_fault else Outcome.GIVEN_UP, is_spent=True)
         await self._client.stop()
         if isinstance(reason, ClientGone | Drained):

@@ -274,7 +274,8 @@ class Upstream:
             self._tell(None, before, state)
 
     def _tell(self, address: Address | None, before: State, now: State) -> None:
-        log.warning("breaker_changed", upstream=self.name, replica=text_of(address), before=before.value, now=now.value)
+        # A line's own `replica` is the gateway's.
+        log.warning("breaker_changed", upstream=self.name, address=text_of(address), before=before.value, now=now.value)
         for hook in self._hooks:
             hook(self.name, address, before, now)
 

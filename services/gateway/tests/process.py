@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.gateway.tests.rig import ROUTES, write_endpoints
+from services.gateway.tests.rig import ROUTES, Fleet, write_endpoints
 from services.gateway.tests.scripted import Message, Upstream, Wire
 from shared.serve import listen
 
@@ -51,30 +51,35 @@ class Process:
 
 @asynccontextmanager
 async def started(
-    folder: Path, upstream: Upstream, *, config: str = ROUTES, **environment: str
+    folder: Path, behind: Upstream | Fleet, *, config: str = ROUTES, **environment: str
 ) -> AsyncIterator[Process]:
-    """A gateway in front of `upstream`, ready, with a public socket that it inherits and a private port of its own."""
-    write_endpoints(folder / "endpoints.json", {"open": [upstream.address]})
+    """A gateway in front of one upstream (service `open`) or many, ready, with a public socket that it inherits and a private port.
+
+    Its log is in the folder.
+    """
+    write_endpoints(folder / "endpoints.json", {"open": [behind.address]} if isinstance(behind, Upstream) else behind)
     (folder / "routes.toml").write_text(config)
     public, private = listen("127.0.0.1", 0), listen("127.0.0.1", 0)
     ports = public.getsockname()[1], private.getsockname()[1]
     private.close()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "services.gateway"],
-        cwd=ROOT,
-        env={
-            "PATH": os.environ["PATH"],
-            "ENVIRONMENT": "test",
-            "RH_GATEWAY_FD": str(public.fileno()),
-            "RH_GATEWAY_PORT": str(ports[1]),
-            "RH_GATEWAY_REPLICA": "gateway-1",
-            "RH_GATEWAY_ENDPOINTS": (folder / "endpoints.json").as_uri(),
-            "RH_GATEWAY_CONFIG_FILE": str(folder / "routes.toml"),
-            **environment,
-        },
-        pass_fds=[public.fileno()],
-        stdout=subprocess.PIPE,
-    )
+    # A pipe that nobody reads would hold it up under load.
+    with (folder / "log").open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "services.gateway"],
+            cwd=ROOT,
+            env={
+                "PATH": os.environ["PATH"],
+                "ENVIRONMENT": "test",
+                "RH_GATEWAY_FD": str(public.fileno()),
+                "RH_GATEWAY_PORT": str(ports[1]),
+                "RH_GATEWAY_REPLICA": "gateway-1",
+                "RH_GATEWAY_ENDPOINTS": (folder / "endpoints.json").as_uri(),
+                "RH_GATEWAY_CONFIG_FILE": str(folder / "routes.toml"),
+                **environment,
+            },
+            pass_fds=[public.fileno()],
+            stdout=log,
+        )
     public.close()
     found = Process(child, *ports)
     try:
@@ -88,4 +93,4 @@ async def started(
         yield found
     finally:
         child.kill()
-        await asyncio.to_thread(child.communicate)
+        await asyncio.to_thread(child.wait)
