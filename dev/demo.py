@@ -7,13 +7,15 @@ import asyncio
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,11 @@ from websockets.asyncio.client import ClientConnection, connect
 ROOT = Path(__file__).resolve().parents[1]
 STEP_TIMEOUT_S = 30
 UP_TIMEOUT_S = 180
+QUOTA_MAX = 3000
+"""A larger one takes too long to spend here."""
+LATE_CALLS = 40
+"""Enough for the breaker of each gateway process, where there are several."""
+RECOVERY_S = 10
 
 
 class StepError(Exception):
@@ -36,10 +43,14 @@ def expect(is_so: bool, what: str) -> None:
 
 @dataclass(slots=True)
 class Tour:
-    """What the steps share: the gateway, a client, and the two people of the story."""
+    """What the steps share: the gateway, a client, and the two people of the story.
+
+    `pids` returns the processes of a service; None where the fleet is not on this machine.
+    """
 
     url: str
     client: httpx2.AsyncClient
+    pids: Callable[[str], list[int]] | None = None
     people: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def headers(self, name: str) -> dict[str, str]:
@@ -152,6 +163,78 @@ async def step_compute(tour: Tour) -> None:
     )
 
 
+async def step_limit(tour: Tour) -> None:
+    """Grace asks too much and is told when to come back; Ada is not held up"""
+    first = await tour.client.get("/auth/me", headers=tour.headers("grace"))
+    expect(first.status_code == 200, f"GET /auth/me answered {first.status_code}")
+    policy = first.headers.get("ratelimit-policy", "")
+    quota = int(policy.partition(";q=")[2].partition(";")[0] or 0)
+    if not 0 < quota <= QUOTA_MAX:
+        say(f"no limit to meet here: {policy or 'this gateway exempts our address (RH_GATEWAY_EXEMPT)'}")
+        return
+    say(f"GET /auth/me -> 200   RateLimit-Policy: {policy}   RateLimit: {first.headers['ratelimit']}")
+    # Twice the quota: several gateways may each have leased a part of it, and it fills up while it is spent.
+    left = iter(range(2 * quota))
+    refused: list[httpx2.Response] = []
+
+    async def spend() -> None:
+        while not refused and next(left, None) is not None:
+            answer = await tour.client.get("/auth/me", headers=tour.headers("grace"))
+            if answer.status_code == 429:
+                refused.append(answer)
+
+    await asyncio.gather(*(spend() for _ in range(8)))
+    expect(bool(refused), f"{2 * quota} calls and no 429")
+    problem, headers = refused[0].json(), refused[0].headers
+    say(f"{next(left, 2 * quota)} calls later -> 429 {problem['code']}: {problem['detail'][:90]}")
+    say(f"  Retry-After: {headers['retry-after']}   RateLimit: {headers['ratelimit']}")
+    other = await tour.client.get("/auth/me", headers=tour.headers("ada"))
+    expect(other.status_code == 200, f"Ada, who asked little, got {other.status_code}")
+    say("Ada asks meanwhile -> 200")
+
+
+async def health_calls(tour: Tour) -> list[httpx2.Response]:
+    return await asyncio.gather(*(tour.client.get("/health") for _ in range(LATE_CALLS)))
+
+
+async def step_breaker(tour: Tour) -> None:
+    """A service hangs: its breaker opens, the others go on; it wakes and the breaker closes"""
+    if tour.pids is None:
+        say(
+            "here is only a URL, through which no service can be made to hang. With containers: docker compose pause health,"
+        )
+        say(
+            f"{LATE_CALLS} calls of /health at once -> 504, the next -> 503 breaker_open; docker compose unpause health -> 200"
+        )
+        return
+    pids = await asyncio.to_thread(tour.pids, "health")
+    expect(bool(pids), "no process of health is known")
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        found = {answer.status_code for answer in await health_calls(tour)}
+        expect(504 in found <= {503, 504}, f"a service that hangs answered {found}")
+        say(f"health hangs: {LATE_CALLS} calls at once -> 504 when their time was over")
+        refused = await tour.client.get("/health")
+        problem = refused.json()
+        expect(problem["code"] == "breaker_open", f"the next call answered {refused.status_code} {problem['code']}")
+        took_ms = refused.elapsed.total_seconds() * 1000
+        say(f"the next -> 503 {problem['code']} after {took_ms:.0f} ms   Retry-After: {refused.headers['retry-after']}")
+        other = await tour.client.get("/auth/me", headers=tour.headers("ada"))
+        expect(other.status_code == 200, f"the users service answered {other.status_code} meanwhile")
+        say("GET /auth/me meanwhile -> 200")
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    woken = time.monotonic()
+    # All of them: every gateway process has a breaker of its own.
+    while found := {answer.status_code for answer in await health_calls(tour)} - {200}:
+        expect(time.monotonic() < woken + RECOVERY_S, f"still {found} after {RECOVERY_S} s")
+        await asyncio.sleep(0.1)
+    say(f"health wakes -> 200 after {time.monotonic() - woken:.1f} s, with nobody's help")
+
+
 async def step_refusals(tour: Tour) -> None:
     """Bad requests are told what is wrong with them"""
     for request in (
@@ -170,29 +253,28 @@ async def step_refusals(tour: Tour) -> None:
 
 async def step_health(tour: Tour) -> None:
     """The fleet says how it is"""
-    deadline = time.monotonic() + 10
-    while (answer := await tour.client.get("/health/detailed")).status_code == 200:
-        body = answer.json()
-        if body["state"] == "up" or time.monotonic() > deadline:
+    deadline = time.monotonic() + RECOVERY_S
+    # In production only who is signed in may look.
+    while (answer := await tour.client.get("/health/detailed", headers=tour.headers("ada"))).status_code == 200:
+        if answer.json()["state"] == "up" or time.monotonic() > deadline:
             break
         await asyncio.sleep(0.2)
-    if answer.status_code == 401:
-        answer = await tour.client.get("/health/detailed", headers=tour.headers("ada"))
-        body = answer.json()
+    expect(answer.status_code == 200, f"GET /health/detailed answered {answer.status_code}: {answer.text[:200]}")
+    body = answer.json()
     expect(body["state"] == "up", f"the fleet is {body['state']}: {answer.text[:400]}")
     say(", ".join(f"{name} {component['state']}" for name, component in sorted(body["components"].items())))
 
 
 STEPS: tuple[Callable[[Tour], Awaitable[None]], ...] = (
-    step_register, step_record, step_chat, step_stream, step_compute, step_refusals, step_health,
+    step_register, step_record, step_chat, step_stream, step_compute, step_limit, step_refusals, step_breaker, step_health,
 )  # fmt: skip
 
 
-async def walk(url: str) -> int:
+async def walk(url: str, pids: Callable[[str], list[int]] | None) -> int:
     """Do every step against a gateway; return the number that failed."""
     failed = 0
     async with httpx2.AsyncClient(base_url=url, timeout=STEP_TIMEOUT_S, trust_env=False) as client:
-        tour = Tour(url, client)
+        tour = Tour(url, client, pids)
         for number, step in enumerate(STEPS, 1):
             print(f"  {number}.  {(step.__doc__ or '').strip()}", flush=True)
             try:
@@ -212,15 +294,21 @@ def run_dev(*arguments: str, home: str | None = None) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
+def pids_of(service: str, *, home: str | None = None) -> list[int]:
+    """Return the processes of a service of the fleet that the runner keeps in `home`."""
+    status = json.loads(run_dev("status", "--json", home=home).stdout)
+    return [row["pid"] for row in status["resources"] if row["name"].rpartition("-")[0] == service]
+
+
 @contextmanager
-def gateway() -> Iterator[str]:
-    """Yield the URL of a running fleet, starting one of our own where there is none."""
+def gateway() -> Iterator[tuple[str, Callable[[str], list[int]] | None]]:
+    """Yield the URL of a running fleet and how to find its processes, starting one of our own where there is none."""
     if url := os.environ.get("ROUNDHOUSE_URL"):
-        yield url.rstrip("/")
+        yield url.rstrip("/"), None
         return
     running = run_dev("status", "--json")
     if running.returncode == 0:
-        yield str(json.loads(running.stdout)["gateway"])
+        yield str(json.loads(running.stdout)["gateway"]), pids_of
         return
     with tempfile.TemporaryDirectory(prefix="rh-demo-") as home:
         up = run_dev(
@@ -238,7 +326,7 @@ def gateway() -> Iterator[str]:
         if up.returncode != 0:
             raise StepError(f"the fleet did not start: {up.stderr.strip() or up.stdout.strip()}")
         try:
-            yield str(json.loads(up.stdout)["gateway"])
+            yield str(json.loads(up.stdout)["gateway"]), partial(pids_of, home=home)
         finally:
             run_dev("down", home=home)
 
@@ -246,9 +334,9 @@ def gateway() -> Iterator[str]:
 def main() -> int:
     started = time.monotonic()
     try:
-        with gateway() as url:
+        with gateway() as (url, pids):
             print(f"A tour of Roundhouse at {url}\n", flush=True)
-            failed = asyncio.run(walk(url))
+            failed = asyncio.run(walk(url, pids))
     except StepError as error:
         print(f"FAILED: {error}")
         return 1
