@@ -28,7 +28,8 @@ QUEUE_FACTOR = 2.0
 """Quickest answers that take more than twice as long as at ease have waited for others."""
 
 NORMAL_SHARE = 0.9
-"""What `normal` requests may use of the limit, so that health checks and log-ins find room when the rest is taken."""
+"""What `normal` requests may use of the limit, so that health checks and log-ins find room when the rest is taken. As many as fit into
+what is left are let in even while more is under way than a limit that has just sunk."""
 
 EPOCH_S = 0.25
 EPOCH_S_MAX = 60.0
@@ -50,6 +51,7 @@ class ConcurrencyLimit:
     __slots__ = (
         "_answers",
         "_best_s",
+        "_critical",
         "_cut_at",
         "_each",
         "_each_max",
@@ -62,6 +64,7 @@ class ConcurrencyLimit:
         "_missed",
         "_normal_max",
         "_replicas",
+        "_reserved",
         "_time_s",
         "in_flight",
         "limit",
@@ -69,6 +72,7 @@ class ConcurrencyLimit:
 
     def __init__(self, in_flight_max: int, *, replicas: int = 1, is_adaptive: bool = True) -> None:
         self.in_flight = 0
+        self._critical = 0
         self._ease_s = self._best_s = inf
         self._cut_at = -inf
         self._begin_epoch(0.0)
@@ -92,24 +96,34 @@ class ConcurrencyLimit:
         self._each = max(min(LIMIT_MIN, self._each_max), min(each, self._each_max))
         self.limit = max(1, int(self._each * self._replicas))
         self._normal_max = self.limit - max(1, round(self.limit * (1 - NORMAL_SHARE))) if self.limit > 1 else 1
+        self._reserved = self.limit - self._normal_max
 
     def has_room(self, priority: Priority) -> bool:
         """Tell whether a request of that priority may begin."""
-        return self.in_flight < (self._normal_max if priority == "normal" else self.limit)
+        if priority == "normal":
+            return self.in_flight < self._normal_max
+        return self.in_flight < self.limit or self._critical < self._reserved
 
     def try_begin(self, priority: Priority) -> bool:
         """Count a request in; False where it has to be refused."""
-        if self.in_flight >= (self._normal_max if priority == "normal" else self.limit):
+        if priority == "normal":
+            if self.in_flight >= self._normal_max:
+                return False
+        elif self.has_room(priority):
+            self._critical += 1
+        else:
             return False
         self.in_flight += 1
         return True
 
-    def end(self, took_s: float, time_s: float, now: float, *, is_answer: bool) -> None:
+    def end(self, took_s: float, time_s: float, now: float, *, is_answer: bool, priority: Priority = "normal") -> None:
         """Count a request out. It took `took_s` of the `time_s` that it had; `now` is in seconds of the clock that timed it.
 
         `is_answer` says that the service answered it. What was refused, or given up early, says nothing.
         """
         self.in_flight -= 1
+        if priority != "normal":
+            self._critical -= 1
         is_late = took_s > time_s * LATE_SHARE
         if self._is_watched:
             if is_answer or is_late:
@@ -126,9 +140,11 @@ class ConcurrencyLimit:
             if now - self._epoch_at > EPOCH_S:
                 self._close_epoch(now)
 
-    def cancel(self) -> None:
+    def cancel(self, priority: Priority = "normal") -> None:
         """Count a request out that says nothing."""
         self.in_flight -= 1
+        if priority != "normal":
+            self._critical -= 1
 
     def _watch(self, took_s: float, time_s: float, now: float, *, is_answer: bool, is_late: bool) -> None:
         self._answers += is_answer

@@ -3,6 +3,7 @@
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from services.gateway.model import Priority
 from shared.breaker import CircuitBreaker
 from shared.endpoints import Address
 
@@ -48,14 +49,33 @@ class Replica:
 class Attempt:
     """One try at one replica, counted in until `end`."""
 
-    __slots__ = ("_began_at", "_is_ended", "_is_settled", "_replica", "_ticket", "_time_s", "_took_s", "_upstream")
+    __slots__ = (
+        "_began_at",
+        "_is_ended",
+        "_is_settled",
+        "_priority",
+        "_replica",
+        "_ticket",
+        "_time_s",
+        "_took_s",
+        "_upstream",
+    )
 
-    def __init__(self, upstream: "Upstream", replica: Replica, ticket: int, began_at: float, time_s: float) -> None:
+    def __init__(
+        self,
+        upstream: "Upstream",
+        replica: Replica,
+        ticket: int,
+        began_at: float,
+        time_s: float,
+        priority: Priority,
+    ) -> None:
         self._upstream = upstream
         self._replica = replica
         self._ticket = ticket
         self._began_at = began_at
         self._time_s = time_s
+        self._priority: Priority = priority
         self._took_s = -1.0
         self._is_settled = False
         self._is_ended = False
@@ -98,7 +118,7 @@ class Attempt:
         replica.ended[outcome] += 1
         replica.breaker.settle(self._ticket, _VERDICTS[outcome], self._took_s, now)
         if outcome is Outcome.REFUSED:
-            limit.cancel()
+            limit.cancel(self._priority)
             self._upstream.was_refused(replica, now)
         else:
-            limit.end(self._took_s, self._time_s, now, is_answer=outcome is Outcome.OK)
+            limit.end(self._took_s, self._time_s, now, is_answer=outcome is Outcome.OK, priority=self._priority)

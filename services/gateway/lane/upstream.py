@@ -107,7 +107,7 @@ class Upstream:
         breaker = replica.breaker
         # Beyond the share that may be left out, a bad replica is asked without its breaker's leave.
         ticket = breaker.take(now) if self._is_calm or breaker.wait_s(now) <= 0 else -1
-        return Attempt(self, replica, ticket, now, time_s)
+        return Attempt(self, replica, ticket, now, time_s, priority)
 
     def may_retry(
         self, method: str, *, has_idempotency_key: bool, outcome: Outcome, tried: Collection[Address]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.domain.concurrency import LIMIT_MIN, ConcurrencyLimit
+from services.gateway.model import Priority
 
 TIME_S = 2.0
 Dice = random.Random
@@ -194,6 +195,24 @@ def test_critical_requests_find_room_when_normal_ones_are_refused(in_flight_max,
     assert critical <= limit.limit * 0.1 + 1
 
 
+def test_critical_requests_keep_their_part_of_a_limit_that_has_sunk_below_what_is_under_way():
+    limit = ConcurrencyLimit(100, replicas=3)
+    while limit.try_begin("normal"):
+        pass
+    limit.resize(1)
+    assert limit.in_flight > limit.limit == 100
+    begun = 0
+    while limit.try_begin("critical"):
+        begun += 1
+    assert begun == 10
+    assert not limit.has_room("critical")
+    limit.end(0.1, TIME_S, 1.0, is_answer=True, priority="critical")
+    assert limit.try_begin("critical")
+    limit.cancel("critical")
+    assert limit.try_begin("critical")
+    assert not limit.try_begin("normal")
+
+
 @given(
     st.lists(
         st.tuples(
@@ -206,26 +225,30 @@ def test_critical_requests_find_room_when_normal_ones_are_refused(in_flight_max,
 )
 def test_count_is_exact_and_the_limit_within_its_bounds_whatever_happens(events):
     limit, now = ConcurrencyLimit(20), 0.0
-    begun: list[float] = []
+    begun: list[tuple[float, Priority]] = []
     replicas = 1
     for kind, pause_s, number in events:
         now += pause_s
         if kind in ("begin", "vital"):
-            had_room = len(begun) < limit.limit
-            is_begun = limit.try_begin("critical" if kind == "vital" else "normal")
-            assert is_begun <= had_room
-            assert kind == "begin" or is_begun == had_room
+            priority: Priority = "critical" if kind == "vital" else "normal"
+            has_room = len(begun) < limit.limit
+            if kind == "vital":
+                has_room |= [begun_as for _, begun_as in begun].count("critical") < max(1, round(limit.limit * 0.1))
+            assert limit.has_room(priority) <= has_room
+            is_begun = limit.try_begin(priority)
+            assert kind == "begin" or is_begun == has_room
+            assert is_begun <= has_room
             if is_begun:
-                begun.append(now)
+                begun.append((now, priority))
         elif kind == "resize":
             replicas = number
             limit.resize(replicas)
         elif begun:
-            at = begun.pop(number % len(begun))
+            at, priority = begun.pop(number % len(begun))
             if kind == "cancel":
-                limit.cancel()
+                limit.cancel(priority)
             else:
-                limit.end(now - at, TIME_S, now, is_answer=kind == "answer")
+                limit.end(now - at, TIME_S, now, is_answer=kind == "answer", priority=priority)
         assert limit.in_flight == len(begun)
         assert LIMIT_MIN * replicas <= limit.limit <= 20 * replicas
 
