@@ -29,7 +29,7 @@ from services.gateway.lane.upstream_metrics import UpstreamMetrics
 from services.gateway.lane.upstreams import Upstreams
 from services.gateway.lane.websocket import WebSocketProxy
 from services.gateway.model import GatewayConfig
-from services.gateway.routes import MetricsGuard
+from services.gateway.routes.metrics import MetricsGuard
 from services.gateway.settings import GatewaySettings
 from services.gateway.workers import exposition
 from services.gateway.workers.seat import Seat

@@ -1,4 +1,4 @@
-"""The gateway's own side: who may read its metrics; `/live`, `/ready` and the exposition itself are every service's."""
+"""Who may read the metrics; `/live`, `/ready` and the exposition itself are every service's."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 

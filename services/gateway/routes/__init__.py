@@ -1,0 +1,1 @@
+"""The gateway's own side, by FastAPI: a file for each of its subjects; proxied requests never come here."""
