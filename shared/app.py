@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import structlog
-from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -86,11 +86,14 @@ def build(
     title: str,
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     front: Callable[[ASGIApp, Runtime], ASGIApp] = lambda app, _: app,
+    openapi_url: str | None = "/openapi.json",
+    shows_probes: bool = False,
 ) -> Application:
     """Assemble a service.
 
     `resources(settings, runtime)` opens what the service needs for as long as it runs; its `parts` reach routes through
     `parts_of`. `wrap` puts a service's own ASGI layer between the shared middleware and FastAPI, `front` one around everything.
+    `openapi_url` is None where a service answers with a document of its own making; `shows_probes` puts the probes into the document.
     """
     runtime = Runtime()
 
@@ -113,12 +116,13 @@ def build(
         version="1",
         lifespan=lifespan,
         docs_url=None,
+        openapi_url=openapi_url,
         redoc_url=None,
         redirect_slashes=False,
         telemetry=telemetry.OFF,
     )
     problems.install(fastapi)
-    fastapi.include_router(_probes(runtime))
+    fastapi.include_router(_probes(runtime, are_shown=shows_probes))
     for router in routers:
         fastapi.include_router(router)
     flush_spans = telemetry.instrument(fastapi, settings)
@@ -140,21 +144,28 @@ def parts_of(connection: HTTPConnection) -> Any:
     return connection.app.state.parts
 
 
-def _probes(runtime: Runtime) -> APIRouter:
+def _probes(runtime: Runtime, *, are_shown: bool) -> APIRouter:
     """Return the routes that every service has for its operators."""
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(include_in_schema=are_shown)
 
-    @router.api_route("/live", methods=["GET", "HEAD"])
+    @router.head("/live", include_in_schema=False)
+    @router.get("/live", summary="Whether the process runs", response_model=dict[str, str])
     async def live() -> Response:
         return JSONResponse({"state": "live"}, headers={"Cache-Control": "no-store"})
 
-    @router.api_route("/ready", methods=["GET", "HEAD"])
+    @router.head("/ready", include_in_schema=False)
+    @router.get(
+        "/ready",
+        summary="Whether it can serve, and what it needs for that",
+        response_model=dict[str, Any],
+        responses={503: {"description": "It cannot, or no longer."}},
+    )
     async def ready() -> Response:
         is_ready, report = await runtime.readiness.report()
         return JSONResponse(report, 200 if is_ready else 503, headers={"Cache-Control": "no-store"})
 
-    @router.get("/metrics")
-    async def exposition(_: Request) -> Response:
+    @router.get("/metrics", summary="Metrics in the text format of Prometheus", response_class=PlainTextResponse)
+    async def exposition() -> Response:
         text = runtime.metrics.exposition() if runtime.expose is None else await runtime.expose()
         return Response(text, media_type=metrics.CONTENT_TYPE)
 

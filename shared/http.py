@@ -1,5 +1,7 @@
 """Calls to other services and external APIs: bounded, carrying the request's id, trace and deadline along."""
 
+import asyncio
+import json
 import random
 import ssl
 from collections.abc import Mapping, Sequence
@@ -37,16 +39,28 @@ async def get_json(client: httpx2.AsyncClient, endpoints: Endpoints, service: st
     for host, port in addresses[:TRIES_MAX]:
         host_text = f"[{host}]" if ":" in host else host
         try:
-            response = await client.get(
-                f"http://{host_text}:{port}{path}",
-                headers=context.outgoing_headers(),
-                timeout=bounded_s(context.deadline(), CALL_TIMEOUT_S),
-            )
-            if response.status_code == 200 and len(response.content) <= RESPONSE_BYTES_MAX:
-                return response.json()
-        except (httpx2.HTTPError, ValueError):
+            async with asyncio.timeout(bounded_s(context.deadline(), CALL_TIMEOUT_S)):
+                body = await _get(client, f"http://{host_text}:{port}{path}")
+            if body is not None:
+                return json.loads(body)
+        except (httpx2.HTTPError, TimeoutError, ValueError, RecursionError):
             continue
     raise Unavailable(f"no replica of {service} answers", code="service_unavailable")
+
+
+async def _get(client: httpx2.AsyncClient, url: str) -> bytes | None:
+    """Return the body of a 200, None for another answer or a body over the limit, of which no more than that is read."""
+    # Plain: a small body could become a large one.
+    headers = {**context.outgoing_headers(), "Accept-Encoding": "identity"}
+    async with client.stream("GET", url, headers=headers) as response:
+        if response.status_code != 200 or "content-encoding" in response.headers:
+            return None
+        body = bytearray()
+        async for part in response.aiter_bytes():
+            body += part
+            if len(body) > RESPONSE_BYTES_MAX:
+                return None
+        return bytes(body)
 
 
 class JwksOverHttp:

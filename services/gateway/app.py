@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
+import httpx2
 from starlette.types import ASGIApp
 
 from services.gateway.adapters.quota import open_quota_store
+from services.gateway.domain.catalogue import Catalogue
+from services.gateway.domain.documents import Own
 from services.gateway.domain.limiting import Limiter
 from services.gateway.domain.reloading import Configuration
 from services.gateway.lane.access import AccessLog
@@ -30,6 +33,7 @@ from services.gateway.lane.upstreams import Upstreams
 from services.gateway.lane.websocket import WebSocketProxy
 from services.gateway.model import GatewayConfig
 from services.gateway.routes.metrics import MetricsGuard
+from services.gateway.routes.portal import portal
 from services.gateway.settings import GatewaySettings
 from services.gateway.workers import exposition
 from services.gateway.workers.seat import Seat
@@ -37,13 +41,14 @@ from services.gateway.workers.siblings import Siblings
 from shared import log
 from shared.app import Application, Opened, Runtime, build
 from shared.endpoints import Address, Endpoints
-from shared.http import JwksOverHttp, open_client
+from shared.http import JwksOverHttp, get_json, open_client
 from shared.serve import open_sockets, read, run
 from shared.settings import load
 from shared.tokens import TokenVerifier
 
 ISSUER_SERVICE = "users"
 ISSUER_PATH = "/.well-known/jwks.json"
+DOCUMENT_PATH = "/openapi.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +65,14 @@ class Parts:
     siblings: Siblings
     configuration: Configuration
     limiter: Limiter
+    catalogue: Catalogue
 
 
 def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
     """Return the gateway's application; `seat` is its place among several workers."""
-    endpoints = Endpoints(settings.endpoints)
     client = open_client()
-    pool = Pool()
-    access_log = AccessLog()
-    clients = Front(settings.connections_max)
-    parts = Parts(
-        endpoints=endpoints,
-        verifier=TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH)),
-        pool=pool,
-        upstreams=Upstreams(endpoints),
-        sweeper=Sweeper(pool, [access_log, clients]),
-        clients=clients,
-        access_log=access_log,
-        siblings=seat.siblings if seat else Siblings(),
-        configuration=Configuration(settings.read_config(settings.config), settings.read_config_file),
-        limiter=Limiter(open_quota_store(settings.redis_url.get_secret_value())),
-    )
+    parts = _parts(settings, client, seat.siblings if seat else Siblings())
+    endpoints, pool = parts.endpoints, parts.pool
 
     def guard(app: ASGIApp) -> ASGIApp:
         return MetricsGuard(app, parts.verifier, auth=settings.metrics_auth, private_port=settings.private_port)
@@ -108,6 +100,7 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
             runtime.tasks.start("sweeper", partial(parts.sweeper.run, draining, drain_wait_s=wait_s))
             runtime.tasks.start("limits", parts.limiter.run)
             runtime.tasks.start("configuration", parts.configuration.watch)
+            runtime.tasks.start("catalogue", parts.catalogue.run)
             with _on_hangup(parts.configuration.want):
                 if seat is not None:
                     _join(seat, runtime)
@@ -118,10 +111,46 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
                     await parts.limiter.close()
                     parts.access_log.flush()
 
-    app = build(settings, routers=(), resources=resources, title="Roundhouse gateway", wrap=guard, front=front)
-    clients.on_refused = reporter(app.runtime.metrics)
-    app.http_protocol = direct_protocol_of(lanes[0], clients) if settings.lane == "direct" else protocol_of(clients)
+    app = build(
+        settings,
+        routers=[portal(parts.catalogue)],
+        resources=resources,
+        title="Roundhouse gateway",
+        wrap=guard,
+        front=front,
+        # The portal answers with that of the whole platform.
+        openapi_url=None,
+        shows_probes=True,
+    )
+    parts.catalogue.own = lambda: Own(app.fastapi.openapi(), settings.metrics_auth)
+    parts.clients.on_refused = reporter(app.runtime.metrics)
+    app.http_protocol = (
+        direct_protocol_of(lanes[0], parts.clients) if settings.lane == "direct" else protocol_of(parts.clients)
+    )
     return app
+
+
+def _parts(settings: GatewaySettings, client: httpx2.AsyncClient, siblings: Siblings) -> Parts:
+    endpoints = Endpoints(settings.endpoints)
+    pool = Pool()
+    access_log = AccessLog()
+    clients = Front(settings.connections_max)
+    configuration = Configuration(settings.read_config(settings.config), settings.read_config_file)
+    return Parts(
+        endpoints=endpoints,
+        verifier=TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH)),
+        pool=pool,
+        upstreams=Upstreams(endpoints),
+        sweeper=Sweeper(pool, [access_log, clients]),
+        clients=clients,
+        access_log=access_log,
+        siblings=siblings,
+        configuration=configuration,
+        limiter=Limiter(open_quota_store(settings.redis_url.get_secret_value())),
+        catalogue=Catalogue(
+            lambda service: get_json(client, endpoints, service, DOCUMENT_PATH), lambda: configuration.used
+        ),
+    )
 
 
 def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts, runtime: Runtime) -> Lane:

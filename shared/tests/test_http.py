@@ -1,5 +1,8 @@
 """Side calls: any replica that answers will do, bounded, with the request's ids along."""
 
+import asyncio
+from collections.abc import AsyncIterator
+
 import httpx2
 import pytest
 
@@ -39,7 +42,15 @@ async def test_a_replica_that_fails_is_passed_over(endpoints: Endpoints) -> None
 
 
 @pytest.mark.parametrize(
-    "answer", [httpx2.ConnectError("refused"), httpx2.Response(503), httpx2.Response(200, content=b"no json")], ids=str
+    "answer",
+    [
+        httpx2.ConnectError("refused"),
+        httpx2.Response(503),
+        httpx2.Response(200, content=b"no json"),
+        httpx2.Response(200, content=b"[" * 200_000),
+        httpx2.Response(200, content=b"1", headers={"content-encoding": "x"}),
+    ],
+    ids=["refused", "503", "no json", "too deep", "encoded"],
 )
 async def test_when_none_answers_usefully_it_is_unavailable(
     endpoints: Endpoints, answer: httpx2.Response | Exception
@@ -72,3 +83,34 @@ async def test_unreadable_keys_are_unavailable_not_a_crash(endpoints: Endpoints,
     async with client_of({n: httpx2.Response(200, json=document) for n in (1, 2, 3)}) as client:
         with pytest.raises(Unavailable):
             await http.JwksOverHttp(client, endpoints, "users", "/k").fetch()
+
+
+async def endless() -> AsyncIterator[bytes]:
+    while True:
+        read.append(None)
+        yield b" " * 65536
+
+
+read: list[None] = []
+
+
+async def test_a_body_over_the_limit_is_read_no_further(endpoints: Endpoints) -> None:
+    read.clear()
+    async with client_of({n: httpx2.Response(200, content=endless()) for n in (1, 2, 3)}) as client:
+        with pytest.raises(Unavailable):
+            await http.get_json(client, endpoints, "users", "/x")
+    assert len(read) == 3 * (http.RESPONSE_BYTES_MAX // 65536 + 1)
+
+
+async def drip() -> AsyncIterator[bytes]:
+    while True:
+        await asyncio.sleep(0.01)
+        yield b" "
+
+
+async def test_an_answer_that_drips_is_given_up_in_time(endpoints: Endpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CALL_TIMEOUT_S", 0.1)
+    async with client_of({n: httpx2.Response(200, content=drip()) for n in (1, 2, 3)}) as client:
+        with pytest.raises(Unavailable):
+            await http.get_json(client, endpoints, "users", "/x")
+    assert len(seen) == 3
