@@ -15,7 +15,16 @@ ROOT = Path(__file__).parents[2]
 SERVICES = sorted(path.name for path in (ROOT / "services").iterdir() if (path / "pyproject.toml").exists())
 INSTALL_TIMEOUT_S = 300
 TESTS_TIMEOUT_S = 300
-TEST_TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "httpx2", "websockets", "limits")
+TEST_TOOLS = (
+    "pytest",
+    "pytest-asyncio",
+    "pytest-timeout",
+    "hypothesis",
+    "httpx2",
+    "websockets",
+    "limits",
+    "openapi-spec-validator",
+)
 
 IMPORT_ALL = """
 import importlib, pathlib, sys
