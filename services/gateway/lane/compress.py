@@ -10,7 +10,6 @@ its routes all the same. A service of your own that signs in by cookie and repea
 """
 
 import asyncio
-import re
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
@@ -18,6 +17,7 @@ from weakref import WeakSet
 
 from starlette.types import Message, Send
 
+from services.gateway.domain.encodings import accepts_gzip
 from services.gateway.lane.head import Headers
 from services.gateway.model import Route
 
@@ -46,9 +46,7 @@ WHOLE_BYTES_MAX = 64 * 1024
 STEP_BYTES = 32 * 1024
 """Compressed in one go: at most 0.3 to 0.5 ms that the event loop does nothing else."""
 
-_ACCEPT_BYTES_MAX = 256
 _TYPE_BYTES_MAX = 128
-_WEIGHT = re.compile(rb"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 
 _TYPES = frozenset({b"application/json", b"application/javascript", b"application/xml", b"application/manifest+json"})
 _STREAMS = frozenset({b"text/event-stream", b"application/stream+json"})
@@ -65,33 +63,6 @@ _CHANGED = frozenset(
         b"content-md5",
     }
 )
-
-
-@lru_cache(maxsize=256)
-def _accepts(value: bytes) -> bool:
-    weights: dict[bytes, float] = {}
-    for item in value.lower().split(b","):
-        coding, has_weight, weight = item.partition(b";")
-        name, _, number = weight.partition(b"=")
-        if not has_weight:
-            found = 1.0
-        elif name.strip() == b"q" and _WEIGHT.fullmatch(number.strip()):
-            found = float(number)
-        else:
-            continue
-        coding = coding.strip()
-        weights[coding] = min(found, weights.get(coding, 1.0))
-    gzip = weights.get(b"gzip", weights.get(b"x-gzip", weights.get(b"*", 0.0)))
-    # "identity" that is not named is acceptable, but nothing says that it is preferred.
-    return gzip > 0 and gzip >= weights.get(b"identity", 0.0)
-
-
-def accepts_gzip(value: bytes) -> bool:
-    """Tell whether an `Accept-Encoding` asks for gzip at least as much as for the plain answer. Without the header: no.
-
-    An item that is no weight is skipped; a value longer than any client's is not read.
-    """
-    return 0 < len(value) <= _ACCEPT_BYTES_MAX and _accepts(value)
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,10 @@
 The page is Swagger UI as the package fastapi-swagger carries it.
 """
 
+import asyncio
+import gzip
 import html
+from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
@@ -13,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
 from services.gateway.domain.catalogue import Catalogue
+from services.gateway.domain.encodings import accepts_gzip
 from shared.errors import NotFound
 
 ASSETS = {
@@ -102,12 +106,22 @@ def portal(catalogue: Catalogue) -> APIRouter:
 
     @router.head("/docs/assets/{asset_version}/{name}", include_in_schema=False)
     @router.get("/docs/assets/{asset_version}/{name}", include_in_schema=False)
-    async def asset(asset_version: str, name: str) -> Response:
+    async def asset(request: Request, asset_version: str, name: str) -> Response:
         if asset_version != PACKAGE_VERSION or name not in ASSETS:
             raise NotFound
-        return FileResponse(folder / name, media_type=ASSETS[name], headers={"Cache-Control": KEPT})
+        headers = {"Cache-Control": KEPT, "Vary": "Accept-Encoding"}
+        if accepts_gzip(request.headers.get("accept-encoding", "").encode("latin-1")):
+            body = await asyncio.to_thread(_gzipped, folder / name)
+            return Response(body, media_type=ASSETS[name], headers={**headers, "Content-Encoding": "gzip"})
+        return FileResponse(folder / name, media_type=ASSETS[name], headers=headers)
 
     return router
+
+
+@lru_cache(maxsize=len(ASSETS))
+def _gzipped(path: Path) -> bytes:
+    """Return a file compressed; once, since anybody may ask for it, and the largest takes tens of ms."""
+    return gzip.compress(path.read_bytes(), mtime=0)
 
 
 def _tag_of(text: str) -> str:

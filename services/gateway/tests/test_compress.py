@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from services.gateway.domain.config import check
 from services.gateway.domain.defaults import default_config
-from services.gateway.lane.compress import OPEN_MAX, Compression, Compressor, accepts_gzip
+from services.gateway.domain.encodings import accepts_gzip
+from services.gateway.lane.compress import OPEN_MAX, Compression, Compressor
 from services.gateway.lane.head import Headers
 from services.gateway.model import Route
 

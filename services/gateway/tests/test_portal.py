@@ -155,5 +155,6 @@ async def test_assets_are_compressed_for_those_who_ask(rig: Rig) -> None:
     plain = await get(rig, f"/{address}")
     small = await get(rig, f"/{address}", "Accept-Encoding: gzip")
     assert small.get("content-encoding") == "gzip"
+    assert "Accept-Encoding" in small.all("vary")
     assert gzip.decompress(small.body) == plain.body
     assert len(small.body) < len(plain.body) / 2
