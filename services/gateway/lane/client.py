@@ -121,15 +121,11 @@ class ClientSide:
                 return
 
     async def stop(self) -> None:
-        """End the reading; afterwards `receive` is free."""
+        """End the reading; afterwards `receive` is free. The server drops what still comes of a body, within bounds."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait((task,))
-
-    async def stop_upload(self) -> None:
-        """Stop reading a body that nobody wants any more; the server drops what still comes of it, within bounds."""
-        await self.stop()
 
 
 def frame(data: bytes, *, is_last: bool) -> bytes:

@@ -261,7 +261,7 @@ class Exchange:
             if is_last and not self._client.is_finished:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 data = b""
-                await self._client.stop_upload()
+                await self._client.stop()
             if data or is_last or is_head_waiting:
                 await send({"type": "http.response.body", "body": data, "more_body": not is_last})
                 is_head_waiting = False
