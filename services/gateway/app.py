@@ -25,6 +25,7 @@ from services.gateway.lane.direct import direct_protocol_of
 from services.gateway.lane.entry import Lane
 from services.gateway.lane.exchange import Machinery
 from services.gateway.lane.front import Front, reporter
+from services.gateway.lane.operating import Operating
 from services.gateway.lane.pool import Pool
 from services.gateway.lane.server import protocol_of
 from services.gateway.lane.sweeper import Sweeper
@@ -32,10 +33,12 @@ from services.gateway.lane.upstream_metrics import UpstreamMetrics
 from services.gateway.lane.upstreams import Upstreams
 from services.gateway.lane.websocket import WebSocketProxy
 from services.gateway.model import GatewayConfig
+from services.gateway.routes.admin import Door, admin
 from services.gateway.routes.metrics import MetricsGuard
 from services.gateway.routes.portal import portal
 from services.gateway.settings import GatewaySettings
 from services.gateway.workers import exposition
+from services.gateway.workers.everyone import VERB, Workers
 from services.gateway.workers.seat import Seat
 from services.gateway.workers.siblings import Siblings
 from shared import log
@@ -66,13 +69,16 @@ class Parts:
     configuration: Configuration
     limiter: Limiter
     catalogue: Catalogue
+    websockets: WebSocketProxy
+    operating: Operating
 
 
 def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
     """Return the gateway's application; `seat` is its place among several workers."""
     client = open_client()
     parts = _parts(settings, client, seat.siblings if seat else Siblings())
-    endpoints, pool = parts.endpoints, parts.pool
+    parts.siblings.on(VERB, parts.operating.answer)
+    workers = Workers(parts.operating, parts.siblings)
 
     def guard(app: ASGIApp) -> ASGIApp:
         return MetricsGuard(app, parts.verifier, auth=settings.metrics_auth, private_port=settings.private_port)
@@ -83,38 +89,13 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
         lanes.append(_lane(app, settings, parts, runtime))
         return lanes[0]
 
-    @asynccontextmanager
-    async def resources(_: GatewaySettings, runtime: Runtime) -> AsyncIterator[Opened[Parts]]:
-        async def check_endpoints() -> None:
-            if not endpoints.services:
-                raise ConnectionError("no replica of any service is known")
-
-        def forget_vanished() -> None:
-            pool.keep_only(_known(endpoints))
-
-        endpoints.on_change.append(forget_vanished)
-        async with client:
-            await endpoints.refresh()
-            runtime.tasks.start("endpoints", endpoints.watch)
-            draining, wait_s = runtime.readiness.draining, settings.drain_wait_s
-            runtime.tasks.start("sweeper", partial(parts.sweeper.run, draining, drain_wait_s=wait_s))
-            runtime.tasks.start("limits", parts.limiter.run)
-            runtime.tasks.start("configuration", parts.configuration.watch)
-            runtime.tasks.start("catalogue", parts.catalogue.run)
-            with _on_hangup(parts.configuration.want):
-                if seat is not None:
-                    _join(seat, runtime)
-                try:
-                    yield Opened(parts, {"endpoints": check_endpoints})
-                finally:
-                    pool.close()
-                    await parts.limiter.close()
-                    parts.access_log.flush()
-
     app = build(
         settings,
-        routers=[portal(parts.catalogue)],
-        resources=resources,
+        routers=[
+            portal(parts.catalogue),
+            admin(Door(parts.verifier, settings.operated_by), workers, parts.configuration, settings.authority_names),
+        ],
+        resources=lambda _, runtime: _open(settings, runtime, client, parts, seat, workers),
         title="Roundhouse gateway",
         wrap=guard,
         front=front,
@@ -123,11 +104,52 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
         shows_probes=True,
     )
     parts.catalogue.own = lambda: Own(app.fastapi.openapi(), settings.metrics_auth)
+    app.runtime.metrics.registry.register(workers.actions)
     parts.clients.on_refused = reporter(app.runtime.metrics)
     app.http_protocol = (
         direct_protocol_of(lanes[0], parts.clients) if settings.lane == "direct" else protocol_of(parts.clients)
     )
     return app
+
+
+@asynccontextmanager
+async def _open(
+    settings: GatewaySettings,
+    runtime: Runtime,
+    client: httpx2.AsyncClient,
+    parts: Parts,
+    seat: Seat | None,
+    workers: Workers,
+) -> AsyncIterator[Opened[Parts]]:
+    """Run what the parts need in the background."""
+    endpoints, pool = parts.endpoints, parts.pool
+
+    async def check_endpoints() -> None:
+        if not endpoints.services:
+            raise ConnectionError("no replica of any service is known")
+
+    def forget_vanished() -> None:
+        pool.keep_only(_known(endpoints))
+
+    endpoints.on_change.append(forget_vanished)
+    async with client:
+        await endpoints.refresh()
+        runtime.tasks.start("endpoints", endpoints.watch)
+        draining, wait_s = runtime.readiness.draining, settings.drain_wait_s
+        runtime.tasks.start("sweeper", partial(parts.sweeper.run, draining, drain_wait_s=wait_s))
+        runtime.tasks.start("limits", parts.limiter.run)
+        runtime.tasks.start("configuration", parts.configuration.watch)
+        runtime.tasks.start("catalogue", parts.catalogue.run)
+        with _on_hangup(parts.configuration.want):
+            if seat is not None:
+                _join(seat, runtime)
+                runtime.tasks.start("inheritance", workers.inherit)
+            try:
+                yield Opened(parts, {"endpoints": check_endpoints})
+            finally:
+                pool.close()
+                await parts.limiter.close()
+                parts.access_log.flush()
 
 
 def _parts(settings: GatewaySettings, client: httpx2.AsyncClient, siblings: Siblings) -> Parts:
@@ -136,20 +158,26 @@ def _parts(settings: GatewaySettings, client: httpx2.AsyncClient, siblings: Sibl
     access_log = AccessLog()
     clients = Front(settings.connections_max)
     configuration = Configuration(settings.read_config(settings.config), settings.read_config_file)
+    sweeper = Sweeper(pool, [access_log, clients])
+    upstreams = Upstreams(endpoints)
+    limiter = Limiter(open_quota_store(settings.redis_url.get_secret_value()))
+    websockets = WebSocketProxy(upstreams)
     return Parts(
         endpoints=endpoints,
         verifier=TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH)),
         pool=pool,
-        upstreams=Upstreams(endpoints),
-        sweeper=Sweeper(pool, [access_log, clients]),
+        upstreams=upstreams,
+        sweeper=sweeper,
         clients=clients,
         access_log=access_log,
         siblings=siblings,
         configuration=configuration,
-        limiter=Limiter(open_quota_store(settings.redis_url.get_secret_value())),
+        limiter=limiter,
         catalogue=Catalogue(
             lambda service: get_json(client, endpoints, service, DOCUMENT_PATH), lambda: configuration.used
         ),
+        websockets=websockets,
+        operating=Operating(upstreams, configuration, limiter, sweeper, websockets),
     )
 
 
@@ -167,7 +195,7 @@ def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts, runtime: Runtim
         app,
         compile_plans(config),
         machinery=Machinery(parts.pool, parts.upstreams, parts.sweeper),
-        websockets=WebSocketProxy(parts.upstreams),
+        websockets=parts.websockets,
         draining=runtime.readiness.draining,
         authorities=settings.authority_names,
     )

@@ -41,6 +41,10 @@ class GatewaySettings(Settings):
         "", description="who reads /metrics on the public side; empty: signed_in, in production admin"
     )
 
+    admin_access: Literal["", "loopback_or_admin", "admin", "off"] = Field(
+        "", description="who operates the gateway by /admin/gateway; empty: loopback_or_admin, in production admin"
+    )
+
     @field_validator("config")
     @classmethod
     def _config_is_readable(cls, text: str, info: ValidationInfo) -> str:
@@ -117,6 +121,11 @@ class GatewaySettings(Settings):
         if self.metrics_access == "":
             return "admin" if self.is_production else "signed_in"
         return self.metrics_access
+
+    @property
+    def operated_by(self) -> Literal["loopback_or_admin", "admin", "off"]:
+        """Who may use /admin/gateway."""
+        return self.admin_access or ("admin" if self.is_production else "loopback_or_admin")
 
     @property
     def private_port(self) -> int | None:

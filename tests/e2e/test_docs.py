@@ -23,7 +23,8 @@ async def test_every_operation_of_the_document_is_answered_by_whom_it_names(
     client: httpx2.AsyncClient, account: Account
 ) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
-    operations = [(path, method) for path, item in paths.items() for method in item]
+    # What operators do is for test_admin: the gateway itself asks who they are, otherwise than routes do.
+    operations = [(path, method) for path, item in paths.items() for method in item if not path.startswith("/admin/")]
     assert len(operations) > 15
     for path, method in sorted(operations, key=lambda found: any(part in LAST for part in found)):
         # The account's own id is one that every such path knows.

@@ -107,6 +107,13 @@ def explain(
     return _explained(config, route, method, path, asker, None)
 
 
+def explain_route(config: GatewayConfig, route: Route) -> Explanation:
+    """Say what becomes of a request that the route is for, by its first method."""
+    asker = Asker(role={"public": None, "signed_in": "user", "admin": "admin"}[route.auth])
+    method = WEBSOCKET if route.kind == "websocket" else route.methods[0]
+    return _explained(config, route, method, route.path, asker, None)
+
+
 def _resolve(table: RouteTable[Route], method: str, path: str) -> Route | None:
     return table.resolve_websocket(path) if method == WEBSOCKET else table.resolve(method, path)
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from services.gateway.domain.gcra import Demand, Rate
@@ -101,6 +101,21 @@ class Limiter:
                     idle.append(lease)
             for lease in idle:
                 self.drop(lease)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what an operator wants to see, ready for JSON: of each limit the keys remembered and requests leased and unspent."""
+        return {
+            "store": "up" if self.store.is_available else "away",
+            "store_calls": self.calls,
+            "limits": [
+                {
+                    "name": f"{name} {rate.quota}/{rate.window_s:g}s",
+                    "keys": len(meter.leases),
+                    "leased_unspent": sum(lease.held for lease in meter.leases.values()),
+                }
+                for (name, rate), meter in sorted(self._meters.items())
+            ],
+        }
 
     async def run(self) -> None:
         """Serve what is asked for, each time all of it in one call; while the store is away, try it four times a second."""

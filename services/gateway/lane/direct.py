@@ -28,6 +28,7 @@ from services.gateway.lane.head import read_head
 from services.gateway.lane.plan import Plan
 from services.gateway.lane.server import GatewayProtocol
 from services.gateway.lane.sweeper import TICK_S
+from shared.endpoints import Address
 from shared.errors import Problem
 
 BODY_BYTES_MAX = 16 * 1024
@@ -104,6 +105,15 @@ class Direct:
         self._connection: UpstreamConnection | None = None
         self.is_complete = False
         self.keeps_alive = keeps_alive
+
+    @property
+    def call(self) -> Call:
+        return self._call
+
+    @property
+    def address(self) -> Address | None:
+        """The replica that is asked, None where none is yet."""
+        return self._attempt.address if self._attempt else None
 
     def begin(self) -> None:
         """Take the request through its policies."""

@@ -87,6 +87,15 @@ class Exchange:
         self._is_started = False
         self._is_event_stream = False
 
+    @property
+    def call(self) -> Call:
+        return self._call
+
+    @property
+    def address(self) -> Address | None:
+        """The replica that is asked, None where none is yet."""
+        return self._attempt.address if self._attempt else None
+
     async def refuse(self, problem: Problem) -> None:
         """Answer with a problem, instead of `run` or where that raised one."""
         self._let_go(Outcome.GIVEN_UP, is_spent=True)

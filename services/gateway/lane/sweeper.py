@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from services.gateway.lane.pool import Pool
@@ -37,6 +37,9 @@ class Sweeper:
     @property
     def count(self) -> int:
         return len(self._swept)
+
+    def __iter__(self) -> Iterator[Swept]:
+        return iter(tuple(self._swept))
 
     def add(self, item: Swept) -> None:
         self._swept.add(item)

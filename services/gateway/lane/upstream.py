@@ -162,8 +162,9 @@ class Upstream:
         if len(shut) == len(eligible):
             self.shed["breaker_open"] += 1
             wait_s = min(replica.breaker.wait_s(now) for replica in shut)
+            why = "is held back by an operator" if self.is_forced else "failed lately and is left alone for a moment"
             raise Unavailable(
-                f"the service {self.name} failed lately and is left alone for a moment",
+                f"the service {self.name} {why}",
                 retry_after_s=wait_s,
                 code="breaker_open",
             )

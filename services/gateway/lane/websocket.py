@@ -127,13 +127,14 @@ class WebSocketProxy:
 
     def __init__(self, upstreams: Upstreams) -> None:
         self.upstreams = upstreams
+        self.open: set[Opening] = set()
 
     def opening(self, call: Call, scope: Scope, receive: Receive, send: Send) -> "Opening":
         """Return what serves one handshake."""
         return Opening(self, call, scope, receive, send)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Opening:
     """One handshake and, where the service takes it, the connection."""
 
@@ -162,9 +163,11 @@ class Opening:
         except (InvalidHandshake, EOFError) as error:
             log.warning("upstream_failed", upstream=route.service, reason=type(error).__name__)
             raise BadGateway from error
+        self.proxy.open.add(self)
         try:
             await _serve(upstream, self.call, self.receive, self.send)
         finally:
+            self.proxy.open.discard(self)
             attempt.end(Outcome.OK)
 
 

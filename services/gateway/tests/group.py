@@ -27,11 +27,11 @@ class Group:
     async def connect(self) -> Wire:
         return Wire(*await asyncio.open_connection("127.0.0.1", self.port))
 
-    async def ask(self, target: str) -> Message:
+    async def ask(self, target: str, *, method: str = "GET", host: str = "a") -> Message:
         """Ask on a connection of its own."""
         wire = await self.connect()
         try:
-            return await wire.ask(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            return await wire.ask(f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         finally:
             wire.abort()
 

@@ -69,16 +69,17 @@ class Siblings:
         assert 0 < len(verb.encode()) < 256
         self._handlers[verb] = handler
 
-    async def gather(self, verb: str, payload: bytes = b"", *, timeout_s: float = ASK_TIMEOUT_S) -> list[Reply]:
-        """Ask every worker, this one too, and return a reply of each, by number; never raises.
+    async def gather(
+        self, verb: str, payload: bytes = b"", *, timeout_s: float = ASK_TIMEOUT_S, others_only: bool = False
+    ) -> list[Reply]:
+        """Ask every worker, this one too unless `others_only`, and return a reply of each, by number; never raises.
 
         A worker that is just being replaced may miss a request: its reply then has a problem. What workers must agree on
         belongs into the configuration.
         """
-        others = (n for n in range(1, self.count + 1) if n != self.number)
-        found = await asyncio.gather(
-            self._own(verb, payload, timeout_s), *(self._ask(number, verb, payload, timeout_s) for number in others)
-        )
+        asked = [self._ask(n, verb, payload, timeout_s) for n in range(1, self.count + 1) if n != self.number]
+        own = [] if others_only else [self._own(verb, payload, timeout_s)]
+        found = await asyncio.gather(*own, *asked)
         return sorted(found, key=lambda reply: reply.worker)
 
     async def _own(self, verb: str, payload: bytes, timeout_s: float) -> Reply:

@@ -1,0 +1,190 @@
+"""What an operator may see of one worker's data path and do to it; all workers answer for themselves through `Siblings`."""
+
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from services.gateway.domain.config import ConfigError
+from services.gateway.domain.limiting import Limiter
+from services.gateway.domain.reloading import Configuration
+from services.gateway.lane.call import Call
+from services.gateway.lane.direct import Direct
+from services.gateway.lane.exchange import Exchange
+from services.gateway.lane.sweeper import Sweeper
+from services.gateway.lane.upstream import Upstream, text_of
+from services.gateway.lane.upstreams import Upstreams
+from services.gateway.lane.websocket import WebSocketProxy
+from shared.endpoints import Address
+from shared.errors import Conflict, FieldError, InvalidInput, NotFound
+
+LISTED_MAX = 100
+"""Requests under way that one worker lists, the oldest first; more are counted."""
+
+PATH_CHARS_MAX = 200
+
+
+class Operating:
+    """One worker's part. Methods raise Problem and return what JSON can say; names of services and replicas must be known."""
+
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        configuration: Configuration,
+        limiter: Limiter,
+        sweeper: Sweeper,
+        websockets: WebSocketProxy,
+    ) -> None:
+        self._upstreams = upstreams
+        self._configuration = configuration
+        self._limiter = limiter
+        self._sweeper = sweeper
+        self._websockets = websockets
+        self._known: Mapping[str, Callable[..., Any]] = {
+            method.__name__: method
+            for method in (
+                self.services,
+                self.limits,
+                self.in_flight,
+                self.held,
+                self.open_breaker,
+                self.close_breaker,
+                self.drain,
+                self.undrain,
+                self.reload,
+            )
+        }
+
+    async def answer(self, payload: bytes) -> bytes:
+        """Answer a sibling (see Siblings.on)."""
+        return orjson.dumps(await self.do(**orjson.loads(payload)))
+
+    async def do(self, name: str, **arguments: Any) -> Any:
+        """Call one of the methods below by its name. Raises what that does."""
+        found = self._known[name](**arguments)
+        return await found if isinstance(found, Awaitable) else found
+
+    # What there is.
+
+    def services(self) -> dict[str, Any]:
+        """Return every service with its breaker, load and replicas."""
+        return self._upstreams.describe()
+
+    def limits(self) -> dict[str, Any]:
+        """Return what this worker holds of each rate limit."""
+        return self._limiter.describe()
+
+    def in_flight(self) -> dict[str, Any]:
+        """Return the requests under way: how many, and the oldest of them. Never a query: tokens may be there."""
+        now = time.monotonic()
+        items: list[tuple[Call, Address | None]] = [
+            *((item.call, item.address) for item in self._sweeper if isinstance(item, Direct | Exchange)),
+            *((item.call, None) for item in self._websockets.open),
+        ]
+        items.sort(key=lambda item: item[0].started_at)
+        return {"count": len(items), "requests": [_shown(*item, now) for item in items[:LISTED_MAX]]}
+
+    def held(self) -> dict[str, Any]:
+        """Return what is held by hand: what `hold` makes of it in another worker is the same."""
+        return {
+            "open": [upstream.name for upstream in self._upstreams if upstream.is_forced],
+            "drained": [
+                [upstream.name, text_of(replica.address)]
+                for upstream in self._upstreams
+                for replica in upstream.replicas
+                if replica.is_drained
+            ],
+        }
+
+    # What can be done.
+
+    def hold(self, held: Mapping[str, Any]) -> None:
+        """Hold what another worker holds; what is not known here is left alone."""
+        for upstream in self._upstreams:
+            if upstream.name in held["open"]:
+                upstream.open_breaker()
+            for replica in upstream.replicas:
+                if [upstream.name, text_of(replica.address)] in held["drained"]:
+                    upstream.drain(replica.address)
+
+    def open_breaker(self, service: str) -> str:
+        """Refuse a service's requests until `close_breaker`. Return the state of before, as all that follow do."""
+        upstream = self._of(service)
+        before = upstream.state.value
+        upstream.open_breaker()
+        return before
+
+    def close_breaker(self, service: str) -> str:
+        """Ask every replica again, whatever it did before; from here on the breakers decide."""
+        upstream = self._of(service)
+        before = upstream.state.value
+        upstream.close_breaker()
+        return before
+
+    def drain(self, service: str, address: str, *, force: bool = False) -> str:
+        """Send a replica nothing new; what is under way there ends by itself. Raises Conflict where it is the last, without `force`."""
+        upstream = self._of(service)
+        wanted = _address_in(upstream, address)
+        others = [item for item in upstream.replicas if item.address != wanted and not item.is_drained]
+        if not others and not force:
+            raise Conflict(
+                f"{address} is the last replica of {service} that is asked; ?force=true drains it all the same"
+            )
+        before = _drained_text(upstream, wanted)
+        upstream.drain(wanted)
+        return before
+
+    def undrain(self, service: str, address: str) -> str:
+        """Send a replica requests again."""
+        upstream = self._of(service)
+        wanted = _address_in(upstream, address)
+        before = _drained_text(upstream, wanted)
+        upstream.undrain(wanted)
+        return before
+
+    async def reload(self) -> dict[str, Any]:
+        """Put the configuration's file to use, as SIGHUP does. Return the changes. Raises InvalidInput with every fault."""
+        try:
+            changes = await self._configuration.reload()
+        except ConfigError as error:
+            raise InvalidInput(
+                "the configuration cannot be used; the one of before stays",
+                errors=[FieldError("file", line) for line in error.lines],
+            ) from None
+        return changes.listed()
+
+    def _of(self, service: str) -> Upstream:
+        for upstream in self._upstreams:
+            if upstream.name == service:
+                return upstream
+        raise NotFound(f"no route leads to a service {service[:60]}")
+
+
+def _address_in(upstream: Upstream, text: str) -> Address:
+    for replica in upstream.replicas:
+        if text_of(replica.address) == text:
+            return replica.address
+    known = ", ".join(text_of(replica.address) for replica in upstream.replicas) or "none"
+    raise NotFound(f"the service {upstream.name} has no replica {text[:100]}; its replicas: {known}"[:1000])
+
+
+def _drained_text(upstream: Upstream, address: Address) -> str:
+    drained: Iterable[Address] = (replica.address for replica in upstream.replicas if replica.is_drained)
+    return "drained" if address in drained else "asked"
+
+
+def _shown(call: Call, address: Address | None, now: float) -> dict[str, Any]:
+    waits_at = "the service" if address else "the gateway"
+    return {
+        "request_id": call.context.request_id,
+        "kind": call.kind,
+        "method": call.method,
+        "path": call.path[:PATH_CHARS_MAX],
+        "route": call.context.route,
+        "upstream": text_of(address),
+        "client": call.client.address,
+        "subject": call.context.subject,
+        "age_s": round(now - call.started_at, 3),
+        "phase": "answering" if call.status else f"waits at {waits_at}",
+    }

@@ -1,0 +1,78 @@
+"""/admin/gateway with several workers: one answer for all, one action in all, and what is held outlives a worker."""
+
+import asyncio
+import json
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from services.gateway.tests.group import Group
+from services.gateway.tests.rig import ROUTES, eventually
+from services.gateway.tests.test_workers import launch, start  # noqa: F401 - fixtures
+
+pytestmark = pytest.mark.slow  # real processes
+
+ADMIN = "/admin/gateway"
+
+
+async def operate(group: Group, what: str, *, method: str = "GET") -> Any:
+    reply = await group.ask(f"{ADMIN}/{what}", method=method, host="127.0.0.1")
+    assert reply.status == 200, reply.body
+    return json.loads(reply.body)
+
+
+async def statuses(group: Group, count: int = 24) -> set[int]:
+    """Those of calls on as many connections, so that each worker has some."""
+    return {(await group.ask("/open/x")).status for _ in range(count)}
+
+
+async def until_agreed(group: Group) -> None:
+    """Wait until all workers say the same of the breaker."""
+    async with asyncio.timeout(10):
+        while (await operate(group, "breakers"))["services"]["open"]["breaker"] != "open":
+            await asyncio.sleep(0.02)
+
+
+async def test_an_action_is_done_in_every_worker_and_by_the_successor_of_one_too(serve, start):  # noqa: F811
+    group = await start(await serve())
+    done = await operate(group, "breakers/open/open", method="POST")
+    assert done["workers"] == {"answered": [1, 2]}
+    assert await statuses(group) == {503}
+
+    os.kill(group.workers()[0], signal.SIGKILL)
+    await group.logged("started", 3)
+    await until_agreed(group)
+    assert await statuses(group) == {503}
+
+    await operate(group, "breakers/open/close", method="POST")
+    assert await statuses(group) == {200}
+    assert len(group.lines("audit")) == 2
+
+
+async def test_numbers_of_all_workers_are_added_up(serve, start):  # noqa: F811
+    group = await start(await serve())
+    await statuses(group, 10)
+    found = await operate(group, "instances")
+    (replica,) = found["services"]["open"]["replicas"]
+    assert replica["attempts"]["ok"] == 10
+
+
+async def test_a_worker_that_says_nothing_is_named(serve, start):  # noqa: F811
+    group = await start(await serve())
+    stopped = group.workers()[0]
+    os.kill(stopped, signal.SIGSTOP)
+    # The system spreads connections over the workers: those of the stopped one wait.
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(operate(group, "breakers")) for _ in range(16)]
+        await eventually(lambda: any(task.done() for task in asked))
+        os.kill(stopped, signal.SIGCONT)
+    assert [1] in [[len(task.result()["workers"].get("failed", ()))] for task in asked]
+
+
+async def test_a_reload_is_done_in_every_worker(serve, start, tmp_path):  # noqa: F811
+    group = await start(await serve())
+    (tmp_path / "config.toml").write_text(ROUTES + "\n[services.open]\nretries_max = 0\n")
+    assert (await operate(group, "reload", method="POST"))["workers"] == {"answered": [1, 2]}
+    assert len(await group.logged("config_reloaded", 2)) == 2

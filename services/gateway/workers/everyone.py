@@ -1,0 +1,71 @@
+"""All workers at once, for operators: one picture of them, one action in each."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import orjson
+import structlog
+from prometheus_client import Counter
+
+from services.gateway.domain.overview import merge
+from services.gateway.workers.siblings import Reply, Siblings
+
+VERB = "operate"
+"""Its payload is JSON: what `Operated.do` takes; so is the reply."""
+
+ACT_TIMEOUT_S = 5.0
+"""For the other workers; reading a file of a thousand routes takes some 50 ms."""
+
+View = dict[str, Any]
+
+log = structlog.get_logger()
+
+
+class Operated(Protocol):
+    """One worker's part: see lane/operating.py."""
+
+    async def do(self, name: str, **arguments: Any) -> Any: ...
+    def hold(self, held: Mapping[str, Any]) -> None: ...
+
+
+class Workers:
+    """Asks and tells all workers."""
+
+    def __init__(self, operated: Operated, siblings: Siblings) -> None:
+        self._operated = operated
+        self._siblings = siblings
+        self.actions = Counter(
+            "gateway_admin_actions", "What operators did through /admin/gateway.", ["action"], registry=None
+        )
+
+    async def view(self, name: str) -> View:
+        """Return what all workers say of one thing, and which said nothing."""
+        own = await self._operated.do(name)
+        replies = await self._siblings.gather(VERB, orjson.dumps({"name": name}), others_only=True)
+        found = {reply.worker: orjson.loads(reply.body) for reply in replies if reply.body is not None}
+        views = dict(sorted({self._siblings.number: own, **found}.items()))
+        return {"workers": _workers(list(views), replies), name: merge(views)}
+
+    async def act(self, operator: str, name: str, **arguments: Any) -> View:
+        """Do something here and then in all others. Raises what it raises here, and then does nothing in the others."""
+        own = await self._operated.do(name, **arguments)
+        replies = await self._siblings.gather(
+            VERB, orjson.dumps({"name": name, **arguments}), timeout_s=ACT_TIMEOUT_S, others_only=True
+        )
+        done = sorted((self._siblings.number, *(reply.worker for reply in replies if reply.body is not None)))
+        workers = _workers(done, replies)
+        self.actions.labels(name).inc()
+        told = {("changes" if name == "reload" else "before"): own, "workers": workers}
+        log.info("audit", action=name, operator=operator, **arguments, **told)
+        return {"action": name, **arguments, **told}
+
+    async def inherit(self) -> None:
+        """Hold what the others hold by hand: for a worker that has just started, in whose place another was told so."""
+        for reply in await self._siblings.gather(VERB, orjson.dumps({"name": "held"}), others_only=True):
+            if reply.body is not None:
+                self._operated.hold(orjson.loads(reply.body))
+
+
+def _workers(done: Sequence[int], replies: Sequence[Reply]) -> View:
+    failed = {str(reply.worker): reply.problem for reply in replies if reply.body is None}
+    return {"answered": list(done), **({"failed": failed} if failed else {})}
