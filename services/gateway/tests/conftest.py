@@ -1,7 +1,8 @@
 """Fixtures of the gateway's tests: scripted upstreams and the real gateway in front of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import uvloop
 
 from services.gateway.tests.rig import Rig, gateway
 from services.gateway.tests.scripted import Script, Upstream, echo_target
-from shared.serve import listen
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -43,12 +43,12 @@ def serve(stack: AsyncExitStack) -> Callable[..., Awaitable[Upstream]]:
 
 
 @pytest.fixture
-def unused_address() -> tuple[str, int]:
-    """An address where nothing listens."""
-    sock = listen("127.0.0.1", 0)
-    with sock:
-        host, port = sock.getsockname()
-    return host, port
+def unused_address() -> Iterator[tuple[str, int]]:
+    """An address where nothing listens, and nothing else of the test comes to: it is taken, and refuses every connection."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        host, port = taken.getsockname()
+        yield host, port
 
 
 @pytest.fixture(params=["direct", pytest.param("asgi", marks=pytest.mark.slow)])
