@@ -68,7 +68,7 @@ _UNLIMITED = LimitOutcome(())
 class _Quota:
     """One limit as one kind of client meets it."""
 
-    __slots__ = ("ask", "by", "is_quick", "is_reserved", "meter", "place", "policy", "prefix")
+    __slots__ = ("ask", "by", "is_quick", "is_reserved", "meter", "place", "policy", "prefix", "shown")
 
     def __init__(self, limit: Limit, meter: Meter, route: Route, *, is_signed_in: bool) -> None:
         self.meter = meter
@@ -81,6 +81,7 @@ class _Quota:
         self.place = route.path
         self.policy = f'"{limit.name}";q={meter.rate.quota};w={max(1, round(meter.rate.window_s))}'.encode()
         self.prefix = f'"{limit.name}";r='.encode()
+        self.shown: dict[int, bytes] = {}
 
     def subject(self, identity: Identity | None, address: str) -> str:
         if self.by == "user" and identity is not None:
@@ -90,8 +91,17 @@ class _Quota:
     def show(self, verdict: Verdict) -> bytes:
         """Return this limit's part of the header RateLimit."""
         left = verdict.free + SLACK
+        if self.is_quick and not verdict.wait_s:
+            whole = int(left)
+            return self.shown.get(whole) or self._write(whole)
         more_in_s = verdict.wait_s or (floor(left) + 1 - left) * self.meter.rate.interval_s
         return b"%b%d;t=%d" % (self.prefix, max(0, left), max(1, ceil(more_in_s)))
+
+    def _write(self, left: int) -> bytes:
+        text = b"%b%d;t=1" % (self.prefix, max(0, left))
+        if len(self.shown) < OUTCOMES_MAX:
+            self.shown[left] = text
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,7 @@ class _Line:
     policy: Header
     single: _Quota | None
     """The one limit, where there is just one and it counts every request: the usual case, and the quick one."""
+    has_reserved: bool
 
     outcomes: dict[int, LimitOutcome] = field(default_factory=dict)
 
@@ -124,7 +135,8 @@ class RouteLimits:
             )
             policy = b", ".join(quota.policy for quota in quotas)
             single = quotas[0] if len(quotas) == 1 and quotas[0].is_quick else None
-            return _Line(quotas, (b"ratelimit-policy", policy), single)
+            has_reserved = any(quota.is_reserved for quota in quotas)
+            return _Line(quotas, (b"ratelimit-policy", policy), single, has_reserved)
 
         self._anonymous = line("", is_signed_in=False)
         self._signed_in = line("", is_signed_in=True)
@@ -166,9 +178,10 @@ class RouteLimits:
     ) -> LimitOutcome | Awaitable[LimitOutcome]:
         if not line.quotas:
             return _UNLIMITED
+        cost = self._cost
         verdicts: list[Verdict] = []
         for quota in line.quotas:
-            verdict = quota.ask(quota.subject(identity, address), self._cost)
+            verdict = quota.ask(quota.subject(identity, address), cost)
             if verdict is None:
                 return self._check_slowly(line, identity, address, verdicts)
             verdicts.append(verdict)
@@ -203,8 +216,10 @@ class RouteLimits:
         if last.wait_s:
             self._undo(line, verdicts[:-1], elapsed_s)
             return _Refused(headers, _refusal(line.quotas[len(verdicts) - 1].meter, last))
+        if not line.has_reserved:
+            return LimitOutcome(headers)
         reserved = [verdict for quota, verdict in zip(line.quotas, verdicts, strict=True) if quota.is_reserved]
-        return _Reserved(headers, reserved, self._cost) if reserved else LimitOutcome(headers)
+        return _Reserved(headers, reserved, self._cost)
 
     def _undo(self, line: _Line, verdicts: Sequence[Verdict], elapsed_s: float) -> None:
         for quota, verdict in zip(line.quotas, verdicts, strict=False):

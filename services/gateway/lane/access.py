@@ -32,7 +32,6 @@ class AccessLog:
 
     def write(self, call: Call, route: str) -> None:
         """Note one call."""
-        found = call.context
         path = call.path
         fields = {
             "event": "request",
@@ -43,11 +42,11 @@ class AccessLog:
             "duration_ms": round((time.monotonic() - call.started_at) * 1000, 2),
             "body_bytes": call.body_bytes,
             "client": call.client.address,
-            "request_id": found.request_id,
-            "trace_id": found.traceparent[3:35],
+            "request_id": call.request_id,
+            "trace_id": call.traceparent[3:35],
         }
-        if found.subject:
-            fields["user_id"] = found.subject
+        if call.subject:
+            fields["user_id"] = call.subject
         sink = self._sink
         if sink is None:
             self._log.info(**fields)

@@ -15,7 +15,8 @@ from services.gateway.lane.compress import Compression
 from services.gateway.lane.cors import CorsPolicy
 from services.gateway.lane.head import Headers, RequestHead
 from services.gateway.model import GatewayConfig
-from shared import context, ids
+from shared import ids
+from shared.context import RequestContext
 from shared.deadline import HEADER as DEADLINE_HEADER
 from shared.deadline import Deadline
 from shared.tokens import Identity
@@ -66,8 +67,8 @@ class Plans(Protocol):
     def compression(self) -> Compression: ...
 
 
-class Call:
-    """A request as the policies see it.
+class Call(RequestContext):
+    """A request as the policies see it, and the context that it is served in (shared.context).
 
     `peer` is the other end of the socket, `client` who really asks. `due_at` is when the answer must be there (monotonic seconds).
     `added` are headers that every answer carries, the service's own or a refusal. `plans` is the configuration it is served by.
@@ -78,7 +79,6 @@ class Call:
         "added",
         "body_bytes",
         "client",
-        "context",
         "draining",
         "due_at",
         "head",
@@ -108,21 +108,19 @@ class Call:
         self.due_at = 0.0
         self.status = 0
         self.body_bytes = 0
-        given = head.request_id
-        request_id = given.decode("latin-1") if given else ""
-        if not ids.is_request_id(request_id):
-            request_id = ids.new_request_id()
+        self.subject = self.route = ""
+        # Made only where a task serves the call: what that runs may ask for it.
+        self.deadline = None
+        given = head.request_id.decode("latin-1") if head.request_id else ""
+        self.request_id = given if given and ids.is_request_id(given) else ids.new_request_id()
         trace = head.traceparent
-        self.context = context.RequestContext(
-            request_id=request_id,
-            traceparent=trace.decode() if trace and _TRACEPARENT.fullmatch(trace) else mint_traceparent(),
-        )
+        self.traceparent = trace.decode() if trace and _TRACEPARENT.fullmatch(trace) else mint_traceparent()
         self.added: Headers = [*self.own_headers, *plans.cors.answer_headers(head.origin)]
 
     @property
     def own_headers(self) -> Headers:
         """What every answer of the gateway says."""
-        return [(b"x-request-id", self.context.request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        return [(b"x-request-id", self.request_id.encode()), (b"x-content-type-options", b"nosniff")]
 
     @property
     def target(self) -> bytes:
@@ -136,13 +134,11 @@ class Call:
 
     def set_deadline(self, timeout_s: float) -> None:
         """Set when the answer is due: after the route's total, or sooner where the client asked so."""
-        deadline = Deadline(self.started_at + timeout_s)
+        self.due_at = self.started_at + timeout_s
         if self.head.timeout_ms:
             asked = Deadline.from_header(self.head.timeout_ms.decode("latin-1"))
-            if asked is not None and asked.at < deadline.at:
-                deadline = asked
-        self.context.deadline = deadline
-        self.due_at = deadline.at
+            if asked is not None and asked.at < self.due_at:
+                self.due_at = asked.at
 
 
 def mint_traceparent() -> str:

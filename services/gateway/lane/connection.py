@@ -2,8 +2,7 @@
 
 import asyncio
 import select
-from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import httptools
 
@@ -38,8 +37,7 @@ class Listener(Protocol):
     def on_news(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+class ResponseHead(NamedTuple):
     """An answer's status and the headers that go on to the client."""
 
     status: int

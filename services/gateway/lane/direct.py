@@ -17,14 +17,14 @@ from starlette.types import Receive, Scope, Send
 
 from services.gateway.lane.attempt import Attempt, Outcome
 from services.gateway.lane.call import Call, RequestLine
-from services.gateway.lane.compress import WHOLE_BYTES_MAX
+from services.gateway.lane.compress import BYTES_MIN, WHOLE_BYTES_MAX
 from services.gateway.lane.connection import ResponseHead, UpstreamConnection
 from services.gateway.lane.cycle import Cycle, status_line
 from services.gateway.lane.entry import Lane, Resumption
 from services.gateway.lane.exchange import Adopted
 from services.gateway.lane.forward import request_head
 from services.gateway.lane.front import Front
-from services.gateway.lane.head import read_head
+from services.gateway.lane.head import FIELD, Headers, read_head
 from services.gateway.lane.plan import Plan
 from services.gateway.lane.server import GatewayProtocol
 from services.gateway.lane.sweeper import TICK_S
@@ -207,34 +207,37 @@ class Direct:
             return
         data, _ = connection.take()
         headers = answer.headers + call.added
-        compressor = call.plans.compression.for_answer(
-            call.head.accept_encoding,
-            call.method,
-            answer.status,
-            headers,
-            route=route,
-            path=call.path,
-            asked=call.head.passed,
-        )
-        if compressor is not None:
-            data = compressor.whole(data)
-        elif not answer.has_length and call.method != "HEAD" and answer.status not in (204, 304):
-            headers.append((b"content-length", b"%d" % len(data)))
+        if not answer.has_length or len(data) >= BYTES_MIN or call.method == "HEAD":
+            data = self._fitted(answer, headers, data)
         if call.draining.is_set():
             self.keeps_alive = False
         if not self.keeps_alive:
             headers.append((b"connection", b"close"))
-        parts = [status_line(answer.status)]
-        for name, value in (*protocol.default_headers, *headers):
-            parts += (name, b": ", value, b"\r\n")
-        parts += (b"\r\n", data)
-        protocol.write(b"".join(parts))
+        lines = [*map(FIELD, protocol.default_headers), *map(FIELD, headers), b"", data]
+        protocol.write(status_line(answer.status) + b"\r\n".join(lines))
         call.status, call.body_bytes = answer.status, len(data)
-        attempt.answered()
         self._end(outcome, is_spent=False)
         self._conclude()
         self.is_complete = True
         protocol.on_complete()
+
+    def _fitted(self, answer: ResponseHead, headers: Headers, data: bytes) -> bytes:
+        """Return an answer's body as it goes out, compressed or not, with `headers` changed to what is true of it."""
+        call, status = self._call, answer.status
+        compressor = call.plans.compression.for_answer(
+            call.head.accept_encoding,
+            call.method,
+            status,
+            headers,
+            route=self._plan.route,
+            path=call.path,
+            asked=call.head.passed,
+        )
+        if compressor is not None:
+            return compressor.whole(data)
+        if not answer.has_length and call.method != "HEAD" and status not in (204, 304):
+            headers.append((b"content-length", b"%d" % len(data)))
+        return data
 
     # The end.
 

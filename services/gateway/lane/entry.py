@@ -20,6 +20,7 @@ from services.gateway.lane.plan import Plan, Plans
 from services.gateway.lane.websocket import WebSocketProxy
 from services.gateway.model import Route
 from shared import context
+from shared.deadline import Deadline
 from shared.errors import NotFound, Problem
 
 log = structlog.get_logger()
@@ -158,7 +159,9 @@ class Lane:
         route = plan.route
         if route is not None and not call.due_at:
             call.set_deadline(route.timeout_s)
-        token = context.enter(call.context)
+        if call.due_at:
+            call.deadline = Deadline(call.due_at)
+        token = context.enter(call)
         try:
             if waiting is not None:
                 await waiting

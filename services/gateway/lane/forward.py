@@ -1,9 +1,10 @@
 """The request as the upstream sees it: its own Host, the client's headers as they came, and what only the gateway may say."""
 
 import time
+from functools import lru_cache
 
 from services.gateway.lane.call import Call
-from services.gateway.lane.head import Headers
+from services.gateway.lane.head import FIELD, Headers, RequestHead
 from shared.endpoints import Address
 
 
@@ -15,38 +16,43 @@ def authority_of(address: Address) -> bytes:
 
 def forwarding_headers(call: Call) -> Headers:
     """Return who asked, by what name and how, and the ids of the request; whatever the client said of these was dropped."""
-    headers: Headers = []
-    head, is_relayed = call.head, call.client.is_relayed
-    if call.peer:
-        peer = call.peer.encode()
-        # A trusted proxy's list is carried on, anybody else's was written by the client.
-        chain = head.forwarded_for + b", " + peer if is_relayed and head.forwarded_for else peer
-        headers.append((b"x-forwarded-for", chain))
-    scheme = b"https" if call.scheme in ("https", "wss") else b"http"
-    if is_relayed and head.forwarded_proto in (b"http", b"https"):
-        scheme = head.forwarded_proto
-    headers.append((b"x-forwarded-proto", scheme))
+    head = call.head
+    headers = _who(call.peer, call.scheme)
+    if call.client.is_relayed:
+        headers = _relayed(headers, head)
     if head.host:
-        headers.append((b"x-forwarded-host", head.host))
-    headers.append((b"x-request-id", call.context.request_id.encode()))
-    headers.append((b"traceparent", call.context.traceparent.encode()))
-    return headers
+        headers = [*headers, (b"x-forwarded-host", head.host)]
+    return [*headers, (b"x-request-id", call.request_id.encode()), (b"traceparent", call.traceparent.encode())]
+
+
+@lru_cache(maxsize=4096)
+def _who(peer: str, scheme: str) -> Headers:
+    """Return who asked and how; the list is shared: copy, never change it."""
+    how = (b"x-forwarded-proto", b"https" if scheme in ("https", "wss") else b"http")
+    return [(b"x-forwarded-for", peer.encode()), how] if peer else [how]
+
+
+def _relayed(headers: Headers, head: RequestHead) -> Headers:
+    """Return the same of a request that came by a trusted proxy: its list is carried on, anybody else's was written by the client."""
+    found = dict(headers)
+    if head.forwarded_for and b"x-forwarded-for" in found:
+        found[b"x-forwarded-for"] = head.forwarded_for + b", " + found[b"x-forwarded-for"]
+    if head.forwarded_proto in (b"http", b"https"):
+        found[b"x-forwarded-proto"] = head.forwarded_proto
+    return list(found.items())
 
 
 def request_head(call: Call, *, authority: bytes, has_deadline: bool) -> bytes:
     """Return the bytes of the request's head for one upstream; `has_deadline` tells it how long the answer is waited for."""
     head = call.head
-    parts = [call.method.encode(), b" ", call.target, b" HTTP/1.1\r\nhost: ", authority]
-    for name, value in head.passed:
-        parts += (b"\r\n", name, b": ", value)
-    for name, value in forwarding_headers(call):
-        parts += (b"\r\n", name, b": ", value)
+    lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (call.method.encode(), call.target, authority)]
+    lines += map(FIELD, head.passed)
+    lines += map(FIELD, forwarding_headers(call))
     if has_deadline:
-        left_ms = max(0, int((call.due_at - time.monotonic()) * 1000))
-        parts += (b"\r\nx-request-timeout-ms: ", str(left_ms).encode())
+        lines.append(b"x-request-timeout-ms: %d" % max(0, int((call.due_at - time.monotonic()) * 1000)))
     if head.is_chunked:
-        parts.append(b"\r\ntransfer-encoding: chunked")
+        lines.append(b"transfer-encoding: chunked")
     elif head.length is not None:
-        parts += (b"\r\ncontent-length: ", str(head.length).encode())
-    parts.append(b"\r\n\r\n")
-    return b"".join(parts)
+        lines.append(b"content-length: %d" % head.length)
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)

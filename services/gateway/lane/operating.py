@@ -177,14 +177,14 @@ def _drained_text(upstream: Upstream, address: Address) -> str:
 def _shown(call: Call, address: Address | None, now: float) -> dict[str, Any]:
     waits_at = "the service" if address else "the gateway"
     return {
-        "request_id": call.context.request_id,
+        "request_id": call.request_id,
         "kind": call.kind,
         "method": call.method,
         "path": call.path[:PATH_CHARS_MAX],
-        "route": call.context.route,
+        "route": call.route,
         "upstream": text_of(address),
         "client": call.client.address,
-        "subject": call.context.subject,
+        "subject": call.subject,
         "age_s": round(now - call.started_at, 3),
         "phase": "answering" if call.status else f"waits at {waits_at}",
     }

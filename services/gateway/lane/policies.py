@@ -24,7 +24,7 @@ class Logged:
         self._route = route.path if route is not None else UNMATCHED
 
     def before(self, call: Call) -> None:
-        call.context.route = self._route
+        call.route = self._route
 
     def after(self, call: Call) -> None:
         self._log.write(call, self._route)
@@ -68,14 +68,14 @@ class SignIn:
         if identity is None:
             return self._verify(call, token)
         call.identity = identity
-        call.context.subject = identity.subject
+        call.subject = identity.subject
         check_role(identity, self._auth)
         return None
 
     async def _verify(self, call: Call, token: str) -> None:
         identity = await verify(self._verifier, token)
         call.identity = identity
-        call.context.subject = identity.subject
+        call.subject = identity.subject
         check_role(identity, self._auth)
 
     def _token_of(self, call: Call) -> str:
