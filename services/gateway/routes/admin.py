@@ -68,14 +68,19 @@ def _is_own_name(host: str) -> bool:
 def admin(door: Door, workers: Workers, configuration: Configuration, authorities: frozenset[str]) -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix=PREFIX)
-    who = Depends(door)
-    read = APIRouter(dependencies=[who])
+    router.include_router(_views(workers, configuration, authorities), dependencies=[Depends(door)])
+    router.include_router(_actions(door, workers))
+    return router
 
-    @read.get("/routes", summary="Every route with its policies, outermost first")
+
+def _views(workers: Workers, configuration: Configuration, authorities: frozenset[str]) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/routes", summary="Every route with its policies, outermost first")
     async def routes() -> list[Explanation]:
         return [explain_route(configuration.used, route) for route in configuration.used.routes]
 
-    @read.get("/explain", summary="What would become of a request, and why")
+    @router.get("/explain", summary="What would become of a request, and why")
     async def explained(
         method: Annotated[str, Query(max_length=16)],
         path: Annotated[str, Query(max_length=2048)],
@@ -87,11 +92,11 @@ def admin(door: Door, workers: Workers, configuration: Configuration, authoritie
         asker = Asker(role=role, tier=tier, host=host)
         return explain(config, check(config), method.upper(), path, asker, authorities=authorities)
 
-    @read.get("/instances", summary="Every service's replicas with their load and breakers")
+    @router.get("/instances", summary="Every service's replicas with their load and breakers")
     async def instances() -> View:
         return await workers.view("services")
 
-    @read.get("/breakers", summary="Every service's circuit breaker and those of its replicas")
+    @router.get("/breakers", summary="Every service's circuit breaker and those of its replicas")
     async def breakers() -> View:
         found = await workers.view("services")
         kept = ("breaker", "is_forced_open")
@@ -104,18 +109,25 @@ def admin(door: Door, workers: Workers, configuration: Configuration, authoritie
             },
         }
 
-    @read.get("/limits", summary="The rate limits, and what is leased of them")
+    @router.get("/limits", summary="The rate limits, and what is leased of them")
     async def limits() -> View:
         return {
             "configured": [limit.model_dump(mode="json") for limit in configuration.used.limits],
             **await workers.view("limits"),
         }
 
-    @read.get("/in-flight", summary="Requests under way, the oldest first")
+    @router.get("/in-flight", summary="Requests under way, the oldest first")
     async def in_flight() -> View:
         found = await workers.view("in_flight")
         found["in_flight"]["requests"].sort(key=lambda item: -item["age_s"])
         return found
+
+    return router
+
+
+def _actions(door: Door, workers: Workers) -> APIRouter:
+    router = APIRouter()
+    who = Depends(door)
 
     @router.post("/breakers/{service}/open", summary="Hold a service's breaker open")
     async def open_breaker(service: str, operator: Annotated[str, who]) -> View:
@@ -137,5 +149,4 @@ def admin(door: Door, workers: Workers, configuration: Configuration, authoritie
     async def reload(operator: Annotated[str, who]) -> View:
         return await workers.act(operator, "reload")
 
-    router.include_router(read)
     return router
