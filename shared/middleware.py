@@ -214,10 +214,11 @@ class DeadlineLimit:
         if deadline.expired:
             raise DeadlineExceeded("the deadline had passed before the work began")
         try:
-            async with asyncio.timeout(deadline.remaining_s()):
+            async with asyncio.timeout(deadline.remaining_s()) as timer:
                 await self.app(scope, receive, send)
         except TimeoutError as error:
-            if not deadline.expired:
+            # The timer may run out a moment before the deadline's own clock says so.
+            if not timer.expired() and not deadline.expired:
                 raise
             raise DeadlineExceeded() from error
 

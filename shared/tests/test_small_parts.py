@@ -13,6 +13,7 @@ from shared import checks, context, deadline, ids, tasks
 from shared.checks import Readiness
 from shared.deadline import Deadline
 from shared.errors import DeadlineExceeded
+from shared.middleware import DeadlineLimit
 from shared.serve import allow_open_files
 
 
@@ -73,6 +74,41 @@ async def test_limit_lets_a_timeout_of_the_inside_through_as_a_deadline_only_whe
     with pytest.raises(ValueError, match="own"):
         async with deadline.limit(None, 5, "x"):
             raise ValueError("own fault")
+
+
+class _Late(Deadline):
+    """A deadline whose own clock is behind the timer's: it has 10 ms left, and is never over."""
+
+    def remaining_s(self) -> float:
+        return 0.01
+
+    @property
+    def expired(self) -> bool:
+        return False
+
+
+async def test_a_request_that_reaches_its_deadline_is_late_whichever_clock_says_so_first() -> None:
+    async def hangs(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    token = context.enter(context.RequestContext("id", deadline=_Late(0.0)))
+    try:
+        with pytest.raises(DeadlineExceeded):
+            await DeadlineLimit(hangs)({"type": "http"}, None, None)  # type: ignore[arg-type]
+    finally:
+        context.leave(token)
+
+
+async def test_a_timeout_of_the_work_itself_is_no_deadline() -> None:
+    async def fails(*_: object) -> None:
+        raise TimeoutError("its own")
+
+    token = context.enter(context.RequestContext("id", deadline=Deadline.after(60)))
+    try:
+        with pytest.raises(TimeoutError, match="its own"):
+            await DeadlineLimit(fails)({"type": "http"}, None, None)  # type: ignore[arg-type]
+    finally:
+        context.leave(token)
 
 
 def test_outgoing_headers_carry_id_trace_and_deadline() -> None:
