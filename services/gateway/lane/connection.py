@@ -8,6 +8,7 @@ import httptools
 
 from services.gateway.lane.forward import authority_of
 from services.gateway.lane.head import AnswerFields, Headers, read_answer
+from services.gateway.lane.outbox import Outbox
 from shared.endpoints import Address
 
 BUFFER_BYTES_MAX = 64 * 1024
@@ -122,9 +123,13 @@ class UpstreamConnection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             self._fail(ClosedEarly("closed before the request"))
 
-    def write(self, data: bytes) -> None:
-        """Send bytes of the request; a connection that is gone shows in the answer, not here."""
-        if self._transport is not None and not self._transport.is_closing():
+    def write(self, data: bytes, outbox: Outbox | None = None) -> None:
+        """Send bytes of the request, by an outbox where one is given; a connection that is gone shows in the answer, not here."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if outbox is not None:
+            outbox.write(self._transport, data)
+        else:
             self._transport.write(data)
 
     async def drain(self) -> None:

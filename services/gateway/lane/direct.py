@@ -34,6 +34,9 @@ from shared.errors import Problem
 BODY_BYTES_MAX = 16 * 1024
 """Of a request; a larger one takes so long that a task does not matter."""
 
+CROWD_MIN = 8
+"""Requests under way from which on writes are held for each other; of fewer there is seldom another soon."""
+
 log = structlog.get_logger()
 
 
@@ -155,7 +158,8 @@ class Direct:
         self._attempt, self._connection = attempt, connection
         connection.start(is_head_request=call.method == "HEAD")
         connection.listener = self
-        connection.write(request_head(call, authority=connection.authority, has_deadline=True) + self._body)
+        data = request_head(call, authority=connection.authority, has_deadline=True) + self._body
+        connection.write(data, self._protocol.outbox if machinery.sweeper.count >= CROWD_MIN else None)
 
     def on_fault(self, problem: Problem) -> None:
         self._hand_over(problem=problem)
@@ -214,7 +218,11 @@ class Direct:
         if not self.keeps_alive:
             headers.append((b"connection", b"close"))
         lines = [*map(FIELD, protocol.default_headers), *map(FIELD, headers), b"", data]
-        protocol.write(status_line(answer.status) + b"\r\n".join(lines))
+        whole = status_line(answer.status) + b"\r\n".join(lines)
+        if lane.machinery.sweeper.count >= CROWD_MIN:
+            protocol.outbox.write(protocol.transport, whole)
+        else:
+            protocol.write(whole)
         call.status, call.body_bytes = answer.status, len(data)
         self._end(outcome, is_spent=False)
         self._conclude()

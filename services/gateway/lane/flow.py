@@ -6,6 +6,7 @@ import struct
 from typing import cast
 
 from services.gateway.lane.front import Limits
+from services.gateway.lane.outbox import Outbox
 
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
@@ -17,6 +18,7 @@ class FlowProtocol(asyncio.Protocol):
     """
 
     limits: Limits
+    outbox: Outbox
 
     def __init__(self) -> None:
         self.is_deaf = False
@@ -45,6 +47,7 @@ class FlowProtocol(asyncio.Protocol):
             self._writable.set()
 
     def write(self, data: bytes) -> None:
+        self.outbox.flush()
         self.transport.write(data)
 
     async def drain(self) -> None:
@@ -70,6 +73,11 @@ class FlowProtocol(asyncio.Protocol):
         if self._dropped_bytes > self.limits.linger_bytes:
             self.transport.abort()
 
+    def close(self) -> None:
+        """Close once the client has read what was written."""
+        self.outbox.flush()
+        self.transport.close()
+
     def end(self) -> None:
         """Close once the client has read what was written, also where it is still sending.
 
@@ -79,6 +87,7 @@ class FlowProtocol(asyncio.Protocol):
         if self._is_ending:
             return
         self._is_ending = True
+        self.outbox.flush()
         if self.transport.can_write_eof():
             self.resume_reading()
             self.transport.write_eof()
@@ -100,8 +109,9 @@ class FlowProtocol(asyncio.Protocol):
     def cut(self, *, is_reset: bool) -> None:
         """End in the middle of an answer; reset where a plain end would look like the answer's."""
         if not is_reset:
-            self.transport.close()
+            self.close()
             return
+        self.outbox.flush()
         sock = self.transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)

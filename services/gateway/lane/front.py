@@ -9,6 +9,7 @@ import structlog
 
 from services.gateway.lane.cycle import status_line
 from services.gateway.lane.head import Headers
+from services.gateway.lane.outbox import Outbox
 from shared.errors import PROBLEM_MEDIA_TYPE, Problem
 from shared.ids import is_request_id, new_request_id
 from shared.metrics import UNMATCHED, Metrics
@@ -63,6 +64,7 @@ class Front:
     connections_max: int
     on_refused: Callable[[Refusal], None] = _ignore
     limits: Limits = field(default_factory=Limits)
+    outbox: Outbox = field(default_factory=Outbox)
     connections: set[Watched] = field(default_factory=set)
     _looked_at: float = 0.0
 

@@ -57,7 +57,7 @@ class GatewayProtocol(FlowProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__()
-        self.limits = self.front.limits
+        self.limits, self.outbox = self.front.limits, self.front.outbox
         self.config = config
         self.server_state = server_state
         self.app_state = app_state
@@ -135,7 +135,7 @@ class GatewayProtocol(FlowProtocol):
         if self.newest is not None and not self.newest.is_complete:
             self.newest.keeps_alive = False
         elif not self.is_in_head:
-            self.transport.close()
+            self.close()
 
     def on_tick(self, now: float, elapsed_s: float) -> None:
         """See Front."""
@@ -155,7 +155,7 @@ class GatewayProtocol(FlowProtocol):
         elif self.newest is None or self.newest.is_complete:
             self.idle_since = self.idle_since or now
             if now - self.idle_since >= (limits.surplus_s if self.is_surplus else limits.idle_s):
-                self.transport.close()
+                self.close()
 
     # The parser's side.
 
@@ -273,7 +273,7 @@ class GatewayProtocol(FlowProtocol):
             if self.is_deaf or self.is_in_head or self.is_in_body or self.waiting:
                 self.end()
             else:
-                self.transport.close()
+                self.close()
             return
         self.resume_reading()
         if self.waiting:
@@ -302,6 +302,7 @@ class GatewayProtocol(FlowProtocol):
         """Hand the connection to the WebSocket protocol, which reads the handshake once more."""
         self._leave()
         del self.parser
+        self.outbox.flush()
         protocol = GatewayWebSocket(
             config=self.config, server_state=self.server_state, app_state=self.app_state, limits=self.limits
         )
