@@ -2,6 +2,7 @@
 
 import asyncio
 import select
+from functools import lru_cache
 from typing import NamedTuple, Protocol, cast
 
 import httptools
@@ -48,6 +49,12 @@ class ResponseHead(NamedTuple):
     """Whether `Content-Length` is among the headers."""
 
 
+@lru_cache(maxsize=64)
+def _keeps_alive(connection: bytes, *, is_old: bool) -> bool:
+    tokens = {token.strip() for token in connection.lower().split(b",")}
+    return b"close" not in tokens and (not is_old or b"keep-alive" in tokens)
+
+
 class UpstreamConnection(asyncio.Protocol):
     """Serves one exchange at a time: `start`, `write` ..., `response_head`, then `take` until it says done.
 
@@ -69,6 +76,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_owner",
         "_parser",
         "_parts",
+        "_poll",
         "_transport",
         "address",
         "authority",
@@ -90,6 +98,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._can_write: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
+        self._poll: select.poll | None = None
         self.listener: Listener | None = None
         self.was_made = False
         self.is_busy = False
@@ -198,13 +207,14 @@ class UpstreamConnection(asyncio.Protocol):
 
     def has_unread(self) -> bool:
         """Ask the kernel whether bytes or a close wait to be read; on an idle connection either means that it is spent."""
-        transport = self._transport
-        sock = transport.get_extra_info("socket") if transport is not None else None
-        if sock is None or sock.fileno() < 0:
-            return True
-        poll = select.poll()
-        poll.register(sock.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+        if self._poll is None:
+            # Made once: a request that must not be sent twice asks this each time.
+            sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+            if sock is None or sock.fileno() < 0:
+                return True
+            self._poll = select.poll()
+            self._poll.register(sock.fileno(), select.POLLIN)
+        return not self.is_open or bool(self._poll.poll(0))
 
     # The event loop's side.
 
@@ -250,8 +260,7 @@ class UpstreamConnection(asyncio.Protocol):
                 self._fail(ClosedEarly("closed before an answer"))
             else:
                 self._fail(UpstreamFault("closed in the middle of an answer"))
-        self._parser = None
-        self._transport = None
+        self._parser = self._poll = self._transport = None
         self._owner.on_lost(self)
         self._tell()
 
@@ -312,11 +321,7 @@ class UpstreamConnection(asyncio.Protocol):
         if fields.lengths > 1 or (encodings and (fields.lengths or encodings != [b"chunked"])):
             raise UpstreamFault("the answer's length is ambiguous")
         self._is_until_close = not fields.lengths and not encodings and not is_bodiless
-        if fields.connection:
-            tokens = {token.strip() for token in fields.connection.lower().split(b",")}
-            self._keeps_alive = b"close" not in tokens and (not is_old or b"keep-alive" in tokens)
-        else:
-            self._keeps_alive = not is_old
+        self._keeps_alive = _keeps_alive(fields.connection, is_old=is_old) if fields.connection else not is_old
 
     def on_body(self, data: bytes) -> None:
         if self.is_complete:

@@ -32,6 +32,13 @@ def _who(peer: str, scheme: str) -> Headers:
     return [(b"x-forwarded-for", peer.encode()), how] if peer else [how]
 
 
+@lru_cache(maxsize=4096)
+def _who_lines(peer: str, scheme: str, host: bytes) -> bytes:
+    """Return who asked, how and by what name as the lines of a head."""
+    named = [(b"x-forwarded-host", host)] if host else []
+    return b"".join(b"%b: %b\r\n" % pair for pair in (*_who(peer, scheme), *named))
+
+
 def _relayed(headers: Headers, head: RequestHead) -> Headers:
     """Return the same of a request that came by a trusted proxy: its list is carried on, anybody else's was written by the client."""
     found = dict(headers)
@@ -45,9 +52,13 @@ def _relayed(headers: Headers, head: RequestHead) -> Headers:
 def request_head(call: Call, *, authority: bytes, has_deadline: bool) -> bytes:
     """Return the bytes of the request's head for one upstream; `has_deadline` tells it how long the answer is waited for."""
     head = call.head
-    lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (call.method.encode(), call.target, authority)]
-    lines += map(FIELD, head.passed)
-    lines += map(FIELD, forwarding_headers(call))
+    lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (call.method.encode(), call.target, authority), *map(FIELD, head.passed)]
+    if call.client.is_relayed:
+        lines += map(FIELD, forwarding_headers(call))
+    else:
+        # As `forwarding_headers`, of which most is the same for all requests of a client.
+        ids = (call.request_id.encode(), call.traceparent.encode())
+        lines.append(_who_lines(call.peer, call.scheme, head.host) + b"x-request-id: %b\r\ntraceparent: %b" % ids)
     if has_deadline:
         lines.append(b"x-request-timeout-ms: %d" % max(0, int((call.due_at - time.monotonic()) * 1000)))
     if head.is_chunked:
