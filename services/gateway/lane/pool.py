@@ -9,8 +9,9 @@ from services.gateway.lane.connection import UpstreamConnection
 from shared.endpoints import Address
 from shared.errors import Unavailable
 
-CONNECTIONS_MAX = 256
-"""Per address; a service behind one address has far fewer requests under way than that when it is well."""
+CONNECTIONS_MAX = 10_000
+"""Per address, as many as the gateway has clients: each event stream holds one for as long as it lasts. How many requests a replica is
+given at once is another matter, which its service's `in_flight_max` decides."""
 
 WAITERS_MAX = 1024
 WAIT_S_MAX = 2.0

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from services.gateway.model import ServicePolicy
 from services.gateway.tests.rig import eventually
 from services.gateway.tests.scripted import Wire, answer
 
@@ -37,6 +38,22 @@ async def test_event_arrives_before_the_next_is_sent(serve, start):
         assert await client.chunk() == f"data: {number}\n\n".encode()
         arrived.release()
     assert await client.chunk() == b""
+
+
+async def test_a_replica_carries_more_event_streams_than_it_is_given_requests_at_once(serve, start):
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        await wire.send(HEAD + event(1))
+        await wire.closed()
+
+    rig = await start(await serve(script))
+    count = ServicePolicy().in_flight_max + 44
+    clients = [await rig.connect() for _ in range(count)]
+    for client in clients:
+        assert (await client.ask(rig.get("/stream/x"), has_body=False)).status == 200
+    for client in clients:
+        assert await client.chunk() == b"data: 1\n\n"
+    assert rig.parts.pool.connection_count == count
 
 
 async def test_stream_outlives_the_time_for_its_head(serve, start):
