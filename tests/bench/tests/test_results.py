@@ -1,8 +1,10 @@
 """The result files: their schema, the arithmetic of their ratios, and those that are kept in the repository."""
 
+from pathlib import Path
+
 import pytest
 
-from tests.bench import results
+from tests.bench import gateway, results
 from tests.bench.errors import BenchError
 
 GOOD = {"name": "x", "commit": "abc", "date": "2026-11-25", "machine": {}, "raw": {}, "ratios": {"cpu_vs_envoy": 1.25}}
@@ -65,3 +67,9 @@ def test_four_digits_are_kept():
 
 def test_a_table_is_markdown():
     assert results.markdown(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_the_gateways_readme_shows_the_kept_result():
+    """After a new whole run, put what `python -m tests.bench table gateway` prints there."""
+    readme = (Path(__file__).parents[3] / "services" / "gateway" / "README.md").read_text()
+    assert gateway.table(results.load(results.RESULTS / "gateway.json")).strip() in readme
