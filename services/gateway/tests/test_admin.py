@@ -162,7 +162,7 @@ async def test_a_breaker_held_open_refuses_until_it_is_closed(serve, start):
     with capture_logs() as lines:
         assert (await do(rig, "breakers/open/open"))["before"] == "closed"
     (line,) = (line for line in lines if line["event"] == "audit")
-    assert (line["action"], line["operator"], line["service"]) == ("open_breaker", "loopback", "open")
+    assert (line["action"], line["operator"], line["upstream"]) == ("open_breaker", "loopback", "open")
     refused = await call(rig)
     problem = json.loads(refused.body)
     assert (refused.status, problem["code"]) == (503, "breaker_open")

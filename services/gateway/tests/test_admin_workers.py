@@ -48,7 +48,10 @@ async def test_an_action_is_done_in_every_worker_and_by_the_successor_of_one_too
 
     await operate(group, "breakers/open/close", method="POST")
     assert await statuses(group) == {200}
-    assert len(group.lines("audit")) == 2
+    assert [(line["action"], line["upstream"]) for line in group.lines("audit")] == [
+        ("open_breaker", "open"),
+        ("close_breaker", "open"),
+    ]
 
 
 async def test_numbers_of_all_workers_are_added_up(serve, start):  # noqa: F811

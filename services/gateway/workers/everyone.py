@@ -56,7 +56,9 @@ class Workers:
         workers = _workers(done, replies)
         self.actions.labels(name).inc()
         told = {("changes" if name == "reload" else "before"): own, "workers": workers}
-        log.info("audit", action=name, operator=operator, **arguments, **told)
+        # A line's own `service` is the gateway.
+        said = {("upstream" if key == "service" else key): value for key, value in arguments.items()}
+        log.info("audit", action=name, operator=operator, **said, **told)
         return {"action": name, **arguments, **told}
 
     async def inherit(self) -> None:
