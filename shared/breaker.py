@@ -195,7 +195,10 @@ class CircuitBreaker:
                 kind = _FAILED | _SLOW if took_s > self._slow_s else _FAILED
             outcomes = self._outcomes
             if len(outcomes) >= self._window:
-                self._drop_oldest()
+                if outcomes[0][1]:
+                    self._drop_oldest()
+                else:
+                    outcomes.popleft()
             outcomes.append((now, kind))
             if kind:
                 # Only a bad outcome can open it, so only then is the window's age looked at.

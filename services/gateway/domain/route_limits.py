@@ -180,14 +180,22 @@ class RouteLimits:
             return _UNLIMITED
         cost = self._cost
         verdicts: list[Verdict] = []
+        shown: list[bytes] = []
         for quota in line.quotas:
-            verdict = quota.ask(quota.subject(identity, address), cost)
+            # `quota.subject` and `quota.show`, without the calls: this is done for every request.
+            if quota.by == "user" and identity is not None:
+                verdict = quota.ask(identity.subject, cost)
+            else:
+                verdict = quota.ask(address if quota.by == "address" else quota.place, cost)
             if verdict is None:
                 return self._check_slowly(line, identity, address, verdicts)
             verdicts.append(verdict)
             if verdict.wait_s:
-                break
-        return self._conclude(line, verdicts, 0.0)
+                return self._conclude(line, verdicts, 0.0)
+            shown.append(quota.shown.get(int(verdict.free + SLACK)) or quota.show(verdict))
+        if line.has_reserved:
+            return self._conclude(line, verdicts, 0.0)
+        return LimitOutcome((line.policy, (b"ratelimit", b", ".join(shown))))
 
     async def _check_slowly(
         self, line: _Line, identity: Identity | None, address: str, verdicts: list[Verdict]

@@ -71,11 +71,12 @@ class RouteTable(Generic[E]):
             return rows
         if path.count("/") > PATH_SEGMENTS_MAX:
             path = "/".join(path.split("/", PATH_SEGMENTS_MAX)[:PATH_SEGMENTS_MAX])
+        below = self._below
         while path:
-            rows = self._below.get(path)
+            rows = below.get(path)
             if rows is not None:
                 return rows
-            path = path[: path.rfind("/")] if "/" in path else ""
+            path = path.rpartition("/")[0]
         return None
 
     def resolve(self, method: str, path: str) -> E | None:

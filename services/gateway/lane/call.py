@@ -22,6 +22,7 @@ from shared.deadline import Deadline
 from shared.tokens import Identity
 
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 DEADLINE = DEADLINE_HEADER.lower().encode()
 
 
@@ -72,7 +73,8 @@ class Call(RequestContext):
 
     `peer` is the other end of the socket, `client` who really asks. `due_at` is when the answer must be there (monotonic seconds).
     `added` are headers that every answer carries, the service's own or a refusal. `plans` is the configuration it is served by.
-    `status` stays 0 until an answer begins; `body_bytes` counts what went to the client.
+    `status` stays 0 until an answer begins; `body_bytes` counts what went to the client. `ended_at` is set before the policies hear
+    that it is over.
     """
 
     __slots__ = (
@@ -81,6 +83,7 @@ class Call(RequestContext):
         "client",
         "draining",
         "due_at",
+        "ended_at",
         "head",
         "identity",
         "kind",
@@ -105,7 +108,7 @@ class Call(RequestContext):
         self.client = plans.addresses.find(self.peer, head.forwarded_for)
         self.limits: LimitOutcome | None = None
         self.identity: Identity | None = None
-        self.due_at = 0.0
+        self.due_at = self.ended_at = 0.0
         self.status = 0
         self.body_bytes = 0
         self.subject = self.route = ""
@@ -115,12 +118,17 @@ class Call(RequestContext):
         self.request_id = given if given and ids.is_request_id(given) else ids.new_request_id()
         trace = head.traceparent
         self.traceparent = trace.decode() if trace and _TRACEPARENT.fullmatch(trace) else mint_traceparent()
-        self.added: Headers = [*self.own_headers, *plans.cors.answer_headers(head.origin)]
+        # As `own_headers`, without the call.
+        self.added: Headers = [
+            (b"x-request-id", self.request_id.encode()),
+            NOSNIFF,
+            *plans.cors.answer_headers(head.origin),
+        ]
 
     @property
     def own_headers(self) -> Headers:
         """What every answer of the gateway says."""
-        return [(b"x-request-id", self.request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        return [(b"x-request-id", self.request_id.encode()), NOSNIFF]
 
     @property
     def target(self) -> bytes:

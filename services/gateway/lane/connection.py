@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, cast
 import httptools
 
 from services.gateway.lane.forward import authority_of
-from services.gateway.lane.head import AnswerFields, Headers, read_answer
+from services.gateway.lane.head import AnswerFields, Headers, read_answer, size_of
 from services.gateway.lane.outbox import Outbox
 from shared.endpoints import Address
 
@@ -84,6 +84,7 @@ class UpstreamConnection(asyncio.Protocol):
         "idle_since",
         "is_busy",
         "is_complete",
+        "is_open",
         "is_reusable",
         "is_reused",
         "listener",
@@ -101,6 +102,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._poll: select.poll | None = None
         self.listener: Listener | None = None
         self.was_made = False
+        self.is_open = False
+        """Whether this side has not closed it and knows of no close; `start` asks the transport, too."""
         self.is_busy = False
         self.is_reused = False
         self.idle_since = 0.0
@@ -168,6 +171,12 @@ class UpstreamConnection(asyncio.Protocol):
             raise self._fault
         return b"", self.is_complete
 
+    def take_rest(self) -> bytes:
+        """Return what is left of the body of an answer that is complete and small enough never to have been paused."""
+        parts, self._parts = self._parts, []
+        self._buffered = 0
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
     async def wait(self) -> None:
         """Wait for anything new from the upstream."""
         if self._fault is None and not self.is_complete:
@@ -184,6 +193,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once, whatever is under way."""
+        self.is_open = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.abort()
 
@@ -201,10 +211,6 @@ class UpstreamConnection(asyncio.Protocol):
     def buffered_bytes(self) -> int:
         return self._buffered
 
-    @property
-    def is_open(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
-
     def has_unread(self) -> bool:
         """Ask the kernel whether bytes or a close wait to be read; on an idle connection either means that it is spent."""
         if self._poll is None:
@@ -214,12 +220,12 @@ class UpstreamConnection(asyncio.Protocol):
                 return True
             self._poll = select.poll()
             self._poll.register(sock.fileno(), select.POLLIN)
-        return not self.is_open or bool(self._poll.poll(0))
+        return self._transport is None or self._transport.is_closing() or bool(self._poll.poll(0))
 
     # The event loop's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.was_made = True
+        self.was_made = self.is_open = True
         # uvloop's transport is one in all but ancestry.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=BUFFER_BYTES_MAX)
@@ -251,6 +257,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail(UpstreamFault("the answer's head is too large"))
         self._tell()
 
+    def eof_received(self) -> None:
+        # The transport closes now, and says so to `connection_lost` later.
+        self.is_open = False
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.resume_writing()
         if self.is_busy and not self.is_complete:
@@ -261,6 +271,7 @@ class UpstreamConnection(asyncio.Protocol):
             else:
                 self._fail(UpstreamFault("closed in the middle of an answer"))
         self._parser = self._poll = self._transport = None
+        self.is_open = False
         self._owner.on_lost(self)
         self._tell()
 
@@ -304,11 +315,11 @@ class UpstreamConnection(asyncio.Protocol):
         is_bodiless = status in (204, 304)
         # A 304 may declare the length of what it does not send (RFC 9110, section 8.6), which no server can then keep.
         fields = read_answer(self._headers, has_length=not is_bodiless)
-        if fields.size > HEAD_BYTES_MAX:
+        if self._head_bytes > HEAD_BYTES_MAX and size_of(self._headers) > HEAD_BYTES_MAX:
             raise UpstreamFault("the answer's head is too large")
         self._read_framing(fields, is_bodiless=is_bodiless, is_old=version == "1.0")
         has_no_body = self._is_head_request or is_bodiless
-        is_event_stream = fields.content_type.lower().startswith(b"text/event-stream")
+        is_event_stream = fields.content_type[:17].lower() == b"text/event-stream"
         self.head = ResponseHead(status, fields.passed, is_event_stream, fields.lengths > 0 and not is_bodiless)
         if has_no_body:
             self._end()

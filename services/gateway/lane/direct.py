@@ -7,6 +7,7 @@ do everything, this one only the usual, from the same plans, policies, pool and 
 the other, which must answer the same to every request.
 """
 
+import time
 from collections.abc import Awaitable
 from functools import partial
 from typing import ClassVar
@@ -21,7 +22,7 @@ from services.gateway.lane.compress import BYTES_MIN, WHOLE_BYTES_MAX
 from services.gateway.lane.connection import ResponseHead, UpstreamConnection
 from services.gateway.lane.cycle import Cycle, status_line
 from services.gateway.lane.entry import Lane, Resumption
-from services.gateway.lane.exchange import Adopted
+from services.gateway.lane.exchange import Adopted, Machinery
 from services.gateway.lane.forward import request_head
 from services.gateway.lane.front import Front
 from services.gateway.lane.head import FIELD, Headers, read_head
@@ -43,7 +44,10 @@ log = structlog.get_logger()
 class DirectProtocol(GatewayProtocol):
     """A client's connection that answers what it can by itself."""
 
+    __slots__ = ()
+
     lane: ClassVar[Lane]
+    machinery: ClassVar[Machinery]
 
     def begin(self, method: str, version: str, *, keeps_alive: bool) -> None:
         """See GatewayProtocol."""
@@ -63,7 +67,7 @@ class DirectProtocol(GatewayProtocol):
         if "%" in path:
             path = unquote(path)
         head, problem = read_head(self.headers, target_bytes=len(self.url), is_old=False)
-        if problem is not None or head.is_chunked or (head.length or 0) > BODY_BYTES_MAX:
+        if problem is not None or head.is_chunked or (head.length is not None and head.length > BODY_BYTES_MAX):
             return None
         plan = self.lane.plan_of(method, path, raw_path, head)
         if plan is None:
@@ -71,6 +75,7 @@ class DirectProtocol(GatewayProtocol):
         line = RequestLine("http", method, path, raw_path, query, self.scheme, self.client[0] if self.client else "")
         assert plan.route is not None
         call = self.lane.call(head, line)
+        call.route = plan.name
         call.set_deadline(plan.route.timeout_s)
         return Direct(self, call, plan, keeps_alive=keeps_alive)
 
@@ -120,16 +125,17 @@ class Direct:
 
     def begin(self) -> None:
         """Take the request through its policies."""
-        for count, before in enumerate(self._plan.before, start=1):
-            try:
-                waiting = before(self._call)
-            except Problem as problem:
-                self._hand_over(problem=problem)
-                return
-            if waiting is not None:
-                self._hand_over(count, waiting=waiting)
-                return
-        self._protocol.lane.machinery.sweeper.add(self)
+        call, policies = self._call, self._plan.before
+        try:
+            for before in policies:
+                waiting = before(call)
+                if waiting is not None:
+                    self._hand_over(policies.index(before) + 1, waiting=waiting)
+                    return
+        except Problem as problem:
+            self._hand_over(problem=problem)
+            return
+        self._protocol.machinery.sweeper.add(self)
 
     # The client's side.
 
@@ -139,8 +145,8 @@ class Direct:
     def on_end(self) -> None:
         """Send the request, now that all of it is here."""
         self._is_whole = True
-        call, plan, machinery = self._call, self._plan, self._protocol.lane.machinery
-        route = plan.route
+        call, machinery = self._call, self._protocol.machinery
+        route = self._plan.route
         assert route is not None
         upstream = machinery.upstreams.of(route.service)
         try:
@@ -180,36 +186,31 @@ class Direct:
 
     def on_news(self) -> None:
         """See Listener."""
+        connection = self._connection
+        if connection is None:
+            return
         try:
-            self._look()
+            answer = connection.head
+            if answer is not None and connection.is_complete:
+                self._finish(connection, answer)
+            elif connection.is_failed or (answer is not None and (answer.is_event_stream or connection.is_paused)):
+                self._hand_over()
         except Exception:
             # Nobody above would answer the client.
             log.exception("request_failed", method=self._call.method, path=self._call.path[:512])
             self._hand_over(problem=Problem())
 
-    def _look(self) -> None:
-        connection = self._connection
-        if connection is None:
-            return
-        answer = connection.head
-        if answer is None:
-            if connection.is_failed:
-                self._hand_over()
-        elif connection.is_complete:
-            self._finish(connection, answer)
-        elif connection.is_failed or answer.is_event_stream or connection.is_paused:
-            self._hand_over()
-
     def _finish(self, connection: UpstreamConnection, answer: ResponseHead) -> None:
-        route, call, protocol, attempt = self._plan.route, self._call, self._protocol, self._attempt
-        assert route is not None
+        call, protocol, attempt, status = self._call, self._protocol, self._attempt, answer.status
         assert attempt is not None
-        lane = protocol.lane
-        outcome = lane.machinery.upstreams.of(route.service).outcome_of(answer.status, answer.headers)
+        machinery = protocol.machinery
+        outcome = Outcome.OK
+        if status >= 500 and self._plan.route is not None:
+            outcome = machinery.upstreams.of(self._plan.route.service).outcome_of(status, answer.headers)
         if outcome is not Outcome.OK or protocol.is_write_paused or connection.buffered_bytes > WHOLE_BYTES_MAX:
             self._hand_over()
             return
-        data, _ = connection.take()
+        data = connection.take_rest()
         headers = answer.headers + call.added
         if not answer.has_length or len(data) >= BYTES_MIN or call.method == "HEAD":
             data = self._fitted(answer, headers, data)
@@ -218,13 +219,15 @@ class Direct:
         if not self.keeps_alive:
             headers.append((b"connection", b"close"))
         lines = [*map(FIELD, protocol.default_headers), *map(FIELD, headers), b"", data]
-        whole = status_line(answer.status) + b"\r\n".join(lines)
-        if lane.machinery.sweeper.count >= CROWD_MIN:
+        whole = status_line(status) + b"\r\n".join(lines)
+        if machinery.sweeper.count >= CROWD_MIN:
             protocol.outbox.write(protocol.transport, whole)
         else:
             protocol.write(whole)
-        call.status, call.body_bytes = answer.status, len(data)
-        self._end(outcome, is_spent=False)
+        call.status, call.body_bytes = status, len(data)
+        self._connection = self._attempt = connection.listener = None
+        machinery.pool.release(connection)
+        attempt.end(outcome)
         self._conclude()
         self.is_complete = True
         protocol.on_complete()
@@ -254,15 +257,17 @@ class Direct:
         attempt, self._attempt = self._attempt, None
         if connection is not None:
             connection.listener = None
-            self._protocol.lane.machinery.pool.release(connection, is_spent=is_spent)
+            self._protocol.machinery.pool.release(connection, is_spent=is_spent)
         if attempt is not None:
             attempt.end(outcome)
 
     def _conclude(self) -> None:
         self._is_over = True
-        self._protocol.lane.machinery.sweeper.discard(self)
+        self._protocol.machinery.sweeper.discard(self)
+        call = self._call
+        call.ended_at = time.monotonic()
         for after in self._plan.after:
-            after(self._call)
+            after(call)
 
     def _hand_over(
         self,
@@ -277,7 +282,7 @@ class Direct:
             return
         self._is_over = True
         protocol, call = self._protocol, self._call
-        protocol.lane.machinery.sweeper.discard(self)
+        protocol.machinery.sweeper.discard(self)
         if self._connection is not None and self._attempt is not None:
             self._connection.listener = None
             adopted = Adopted(self._attempt, self._connection)
@@ -306,4 +311,8 @@ async def _resume(lane: Lane, resumption: Resumption, _: Scope, receive: Receive
 
 def direct_protocol_of(lane: Lane, front: Front) -> type[GatewayProtocol]:
     """Return the protocol class of one gateway, for `uvicorn.Config(http=...)`, with the protocol lane before its ASGI lane."""
-    return type("DirectProtocol", (DirectProtocol,), {"lane": lane, "front": front})
+    return type(
+        "DirectProtocol",
+        (DirectProtocol,),
+        {"__slots__": (), "lane": lane, "machinery": lane.machinery, "front": front},
+    )

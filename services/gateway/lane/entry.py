@@ -1,6 +1,7 @@
 """The door of the data path: every request is checked, matched and taken through its route's policies before its body is read."""
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -131,7 +132,8 @@ class Lane:
             return None
         try:
             check_target(raw_path)
-            check_authority(head.host, self._authorities)
+            if self._authorities:
+                check_authority(head.host, self._authorities)
             plan = self._plans.table.resolve(method, path)
         except Problem:
             return None
@@ -157,6 +159,7 @@ class Lane:
         `done` of its policies have seen it, and the last of them has to be waited for.
         """
         route = plan.route
+        call.route = plan.name
         if route is not None and not call.due_at:
             call.set_deadline(route.timeout_s)
         if call.due_at:
@@ -179,6 +182,7 @@ class Lane:
             if call.status == 0:
                 await answering.refuse(Problem())
         finally:
+            call.ended_at = time.monotonic()
             for after in plan.after:
                 after(call)
             context.leave(token)

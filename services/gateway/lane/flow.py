@@ -17,8 +17,24 @@ class FlowProtocol(asyncio.Protocol):
     Deaf, it reads on without listening: what comes can be no request any more.
     """
 
+    # Of more than 30 attributes an instance's dict is its own: 2 KiB a connection, and each look-up dearer.
+    __slots__ = (
+        "_dropped_bytes",
+        "_is_ending",
+        "_unchanged_since",
+        "_unsent_bytes",
+        "_writable",
+        "is_deaf",
+        "is_read_paused",
+        "is_write_paused",
+        "limits",
+        "outbox",
+        "transport",
+    )
+
     limits: Limits
     outbox: Outbox
+    transport: asyncio.Transport
 
     def __init__(self) -> None:
         self.is_deaf = False

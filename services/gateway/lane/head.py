@@ -2,6 +2,8 @@
 
 import re
 from functools import lru_cache
+from itertools import chain
+from typing import NamedTuple
 
 from shared.errors import (
     BadRequest,
@@ -171,11 +173,9 @@ def read_head(headers: Headers, *, target_bytes: int, is_old: bool) -> tuple[Req
     The problem is returned, not raised: refusing well still needs to know whether a body follows.
     """
     head = RequestHead()
-    size = 0
     passed, found = head.passed, vars(head)
     for pair in headers:
         name, value = pair
-        size += len(name) + len(value)
         passes, noted = _rule(name)
         if passes:
             passed.append(pair)
@@ -190,7 +190,7 @@ def read_head(headers: Headers, *, target_bytes: int, is_old: bool) -> tuple[Req
     if head.connection:
         strip_named(passed, head.connection)
     fields = len(headers)
-    if size + 4 * fields > HEAD_BYTES_MAX or fields > FIELDS_MAX or target_bytes > TARGET_BYTES_MAX:
+    if size_of(headers) + 4 * fields > HEAD_BYTES_MAX or fields > FIELDS_MAX or target_bytes > TARGET_BYTES_MAX:
         return head, _size_problem(fields, target_bytes)
     problem = _repetition_problem(head, is_old=is_old)
     if problem is None and (head.is_chunked or head.content_encoding):
@@ -282,41 +282,54 @@ _WITHHELD = (
 )
 
 
-class AnswerFields:
+class AnswerFields(NamedTuple):
     """What the gateway needs to know of an answer's headers; `passed` go on to the client."""
 
-    __slots__ = ("connection", "content_type", "encodings", "lengths", "passed", "size")
+    passed: Headers
+    lengths: int
+    encodings: list[bytes]
+    connection: bytes
+    content_type: bytes
 
-    def __init__(self) -> None:
-        self.passed: Headers = []
-        self.lengths = 0
-        self.encodings: list[bytes] = []
-        self.connection = b""
-        self.content_type = b""
-        self.size = 0
+
+_LENGTH, _TYPE, _ENCODING, _CONNECTION, _DROPPED = range(5)
+_READ = {
+    **dict.fromkeys(_WITHHELD, _DROPPED),
+    b"content-length": _LENGTH,
+    b"content-type": _TYPE,
+    b"transfer-encoding": _ENCODING,
+    b"connection": _CONNECTION,
+}
+"""Which of an answer's headers do not simply go on."""
 
 
 def read_answer(headers: Headers, *, has_length: bool = True) -> AnswerFields:
     """Read an upstream's headers in one pass; `has_length=False` does not let Content-Length go on."""
-    found = AnswerFields()
-    passed, size = found.passed, 0
+    passed: Headers = []
+    lengths, encodings = 0, []
+    connection = content_type = b""
     for pair in headers:
-        name, value = pair
-        size += len(name) + len(value)
-        if name in _WITHHELD:
-            if name == b"connection":
-                found.connection = found.connection + b"," + value if found.connection else value
-            elif name == b"transfer-encoding":
-                found.encodings.append(value.strip().lower())
-        elif name == b"content-length":
-            found.lengths += 1
+        kind = _READ.get(pair[0])
+        if kind is None:
+            passed.append(pair)
+        elif kind == _DROPPED:
+            continue
+        elif kind == _LENGTH:
+            lengths += 1
             if has_length:
                 passed.append(pair)
-        else:
+        elif kind == _TYPE:
             passed.append(pair)
-            if name == b"content-type" and not found.content_type:
-                found.content_type = value
-    found.size = size
-    if found.connection:
-        strip_named(passed, found.connection)
-    return found
+            content_type = content_type or pair[1]
+        elif kind == _CONNECTION:
+            connection = connection + b"," + pair[1] if connection else pair[1]
+        elif kind == _ENCODING:
+            encodings.append(pair[1].strip().lower())
+    if connection:
+        strip_named(passed, connection)
+    return AnswerFields(passed, lengths, encodings, connection, content_type)
+
+
+def size_of(headers: Headers) -> int:
+    """Return how many bytes the names and values have."""
+    return sum(map(len, chain.from_iterable(headers)))

@@ -10,6 +10,7 @@ from services.gateway.lane.call import Call
 from services.gateway.lane.compress import Compression
 from services.gateway.lane.cors import CorsPolicy
 from services.gateway.model import GatewayConfig, Kind, Route
+from shared.metrics import UNMATCHED
 
 Before = Callable[[Call], Awaitable[None] | None]
 """Looks at a call on its way in. Refuses by raising a Problem; hands back what has to be awaited, which is rare."""
@@ -25,11 +26,13 @@ class Plan:
     in any case, innermost first.
     """
 
-    __slots__ = ("after", "before", "kind", "route")
+    __slots__ = ("after", "before", "kind", "name", "route")
 
     def __init__(self, route: Route | None, policies: Iterable[Any]) -> None:
         self.route = route
         self.kind: Kind = route.kind if route is not None else "http"
+        self.name = route.path if route is not None else UNMATCHED
+        """What logs and metrics call it."""
         self.before: tuple[Before, ...] = ()
         self.after: tuple[After, ...] = ()
         for policy in policies:

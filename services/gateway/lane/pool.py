@@ -143,8 +143,11 @@ class Pool:
         host = self._hosts.get(connection.address)
         if is_spent or not connection.is_reusable or not connection.is_open or host is None or host.is_retired:
             connection.abort()
-            return
-        self._give_back(host, connection)
+        elif host.waiters:
+            self._give_back(host, connection)
+        else:
+            connection.idle_since = time.monotonic()
+            host.idle.append(connection)
 
     def _give_back(self, host: _Host, connection: UpstreamConnection | None) -> None:
         if connection is None:

@@ -47,6 +47,12 @@ class GatewayProtocol(FlowProtocol):
     answered, `waiting` those read and not begun. What answers without ASGI overrides `begin` and brings a Responder of its own.
     """
 
+    __slots__ = (
+        "active", "app", "app_state", "body_bytes", "client", "config", "expects_continue", "head_bytes", "headers", "idle_since",
+        "is_in_body", "is_in_head", "is_primed", "is_surplus", "is_upgrade", "loop", "newest", "overhead_bytes", "parser", "part_since",
+        "refusal", "scheme", "server", "server_state", "unwanted_bytes", "url", "waiting",
+    )  # fmt: skip
+
     front: ClassVar[Front]
 
     def __init__(
@@ -376,4 +382,4 @@ class GatewayProtocol(FlowProtocol):
 
 def protocol_of(front: Front) -> type[GatewayProtocol]:
     """Return the protocol class of one gateway, for `uvicorn.Config(http=...)`."""
-    return type("GatewayProtocol", (GatewayProtocol,), {"front": front})
+    return type("GatewayProtocol", (GatewayProtocol,), {"__slots__": (), "front": front})
