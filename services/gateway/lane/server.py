@@ -7,7 +7,6 @@ follows an upgrade it does not make, queues any number of pipelined requests, an
 """
 
 import asyncio
-from collections import deque
 from typing import Any, ClassVar, cast
 from urllib.parse import unquote
 
@@ -72,7 +71,8 @@ class GatewayProtocol(FlowProtocol):
         self.parser = self._new_parser()
         self.newest: Responder | None = None
         self.active: Responder | None = None
-        self.waiting: deque[Cycle] = deque()
+        # Never long, and an empty deque of each connection would be ten times the memory.
+        self.waiting: list[Cycle] = []
         self.refusal: Problem | None = None
         self.is_surplus = False
         # Of the message being read.
@@ -283,9 +283,12 @@ class GatewayProtocol(FlowProtocol):
             return
         self.resume_reading()
         if self.waiting:
-            self._start(self.waiting.popleft())
+            self._start(self.waiting.pop(0))
         elif self.refusal is not None:
             self._answer(self.refusal)
+        else:
+            # Connections are idle most of the time: what was asked and answered last need not stay in memory for that.
+            self.newest = self.active = None
 
     def _on_upgrade(self, rest: bytes) -> None:
         """Go on behind a head that asked for an upgrade, where the parser stops."""

@@ -1,10 +1,12 @@
 """After any mixture of faults on both sides nothing stays counted, held or running."""
 
 import asyncio
+import gc
 import random
 
+from services.gateway.lane.call import Call
 from services.gateway.tests.rig import Rig, eventually
-from services.gateway.tests.scripted import Wire, answer
+from services.gateway.tests.scripted import Wire, answer, echo_target
 
 CLIENTS = 60
 ROUNDS = 8
@@ -71,3 +73,23 @@ async def test_nothing_is_left_after_faults_on_both_sides(serve, start):
     await eventually(lambda: rig.parts.pool.connection_count == 0)
     names = {task.get_name() for task in asyncio.all_tasks()}
     assert not {name for name in names if name.startswith("gateway-")}
+
+
+def calls_in_memory() -> int:
+    gc.collect()
+    return sum(isinstance(found, Call) for found in gc.get_objects())
+
+
+async def test_an_idle_connection_keeps_nothing_of_the_request_it_had(serve, start):
+    rig = await start(await serve(echo_target))
+    # The connection to the service remembers the call that it was made for.
+    assert (await (await rig.connect()).ask(rig.get("/open/x"))).status == 200
+    calls_before = calls_in_memory()
+    clients = [await rig.connect() for _ in range(5)]
+
+    for client in clients:
+        assert (await client.ask(rig.get("/open/x"))).status == 200
+
+    await eventually(lambda: calls_in_memory() <= calls_before)
+    for client in clients:
+        assert (await client.ask(rig.get("/open/x"))).status == 200
