@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from services.gateway.model import ServicePolicy
-from services.gateway.tests.rig import eventually
+from services.gateway.tests.rig import ROUTES, eventually
 from services.gateway.tests.scripted import Wire, answer
 
 pytestmark = pytest.mark.slow  # waits for streams to go idle
@@ -46,7 +46,9 @@ async def test_a_replica_carries_more_event_streams_than_it_is_given_requests_at
         await wire.send(HEAD + event(1))
         await wire.closed()
 
-    rig = await start(await serve(script))
+    patient = ROUTES.replace("timeout_s = 0.5\nidle_timeout_s = 0.4", "timeout_s = 15\nidle_timeout_s = 60")
+    assert patient != ROUTES
+    rig = await start(await serve(script), config=patient)
     count = ServicePolicy().in_flight_max + 44
     clients = [await rig.connect() for _ in range(count)]
     for client in clients:
