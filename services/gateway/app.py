@@ -78,7 +78,7 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
     client = open_client()
     parts = _parts(settings, client, seat.siblings if seat else Siblings())
     parts.siblings.on(VERB, parts.operating.answer)
-    workers = Workers(parts.operating, parts.siblings)
+    workers = Workers(parts.operating, parts.siblings, tell_parent=seat.tell_reloaded if seat else None)
 
     def guard(app: ASGIApp) -> ASGIApp:
         return MetricsGuard(app, parts.verifier, auth=settings.metrics_auth, private_port=settings.private_port)
@@ -93,7 +93,12 @@ def create(settings: GatewaySettings, seat: Seat | None = None) -> Application:
         settings,
         routers=[
             portal(parts.catalogue),
-            admin(Door(parts.verifier, settings.operated_by), workers, parts.configuration, settings.authority_names),
+            admin(
+                Door(parts.verifier, parts.configuration, settings.operated_by),
+                workers,
+                parts.configuration,
+                settings.authority_names,
+            ),
         ],
         resources=lambda _, runtime: _open(settings, runtime, client, parts, seat, workers),
         title="Roundhouse gateway",

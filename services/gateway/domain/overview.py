@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-NAMING = ("address", "name", "service")
+NAMING = ("address", "name")
 """Keys by which the members of lists are told apart."""
 
 

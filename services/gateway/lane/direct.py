@@ -119,6 +119,10 @@ class Direct:
         return self._call
 
     @property
+    def service(self) -> str:
+        return self._plan.route.service if self._plan.route is not None else ""
+
+    @property
     def address(self) -> Address | None:
         """The replica that is asked, None where none is yet."""
         return self._attempt.address if self._attempt else None

@@ -92,6 +92,11 @@ class Exchange:
         return self._call
 
     @property
+    def service(self) -> str:
+        """The one that is asked, from `run` on."""
+        return self._route.service
+
+    @property
     def address(self) -> Address | None:
         """The replica that is asked, None where none is yet."""
         return self._attempt.address if self._attempt else None

@@ -18,11 +18,15 @@ from services.gateway.lane.upstreams import Upstreams
 from services.gateway.lane.websocket import WebSocketProxy
 from shared.endpoints import Address
 from shared.errors import Conflict, FieldError, InvalidInput, NotFound
+from shared.log import mask
 
 LISTED_MAX = 100
 """Requests under way that one worker lists, the oldest first; more are counted."""
 
 PATH_CHARS_MAX = 200
+
+Done = dict[str, Any]
+"""What an action did: the states `before` and `after`, or the `changes`."""
 
 
 class Operating:
@@ -78,9 +82,9 @@ class Operating:
     def in_flight(self) -> dict[str, Any]:
         """Return the requests under way: how many, and the oldest of them. Never a query: tokens may be there."""
         now = time.monotonic()
-        items: list[tuple[Call, Address | None]] = [
-            *((item.call, item.address) for item in self._sweeper if isinstance(item, Direct | Exchange)),
-            *((item.call, None) for item in self._websockets.open),
+        items: list[tuple[Call, str, Address | None]] = [
+            *((item.call, item.service, item.address) for item in self._sweeper if isinstance(item, Direct | Exchange)),
+            *((item.call, *where) for item, where in self._websockets.open.items()),
         ]
         items.sort(key=lambda item: item[0].started_at)
         return {"count": len(items), "requests": [_shown(*item, now) for item in items[:LISTED_MAX]]}
@@ -108,21 +112,21 @@ class Operating:
                 if [upstream.name, text_of(replica.address)] in held["drained"]:
                     upstream.drain(replica.address)
 
-    def open_breaker(self, service: str) -> str:
-        """Refuse a service's requests until `close_breaker`. Return the state of before, as all that follow do."""
+    def open_breaker(self, service: str) -> Done:
+        """Refuse a service's requests until `close_breaker`."""
         upstream = self._of(service)
         before = upstream.state.value
         upstream.open_breaker()
-        return before
+        return {"before": before, "after": upstream.state.value}
 
-    def close_breaker(self, service: str) -> str:
+    def close_breaker(self, service: str) -> Done:
         """Ask every replica again, whatever it did before; from here on the breakers decide."""
         upstream = self._of(service)
         before = upstream.state.value
         upstream.close_breaker()
-        return before
+        return {"before": before, "after": upstream.state.value}
 
-    def drain(self, service: str, address: str, *, force: bool = False) -> str:
+    def drain(self, service: str, address: str, *, force: bool = False) -> Done:
         """Send a replica nothing new; what is under way there ends by itself. Raises Conflict where it is the last, without `force`."""
         upstream = self._of(service)
         wanted = _address_in(upstream, address)
@@ -133,17 +137,17 @@ class Operating:
             )
         before = _drained_text(upstream, wanted)
         upstream.drain(wanted)
-        return before
+        return {"before": before, "after": _drained_text(upstream, wanted)}
 
-    def undrain(self, service: str, address: str) -> str:
+    def undrain(self, service: str, address: str) -> Done:
         """Send a replica requests again."""
         upstream = self._of(service)
         wanted = _address_in(upstream, address)
         before = _drained_text(upstream, wanted)
         upstream.undrain(wanted)
-        return before
+        return {"before": before, "after": _drained_text(upstream, wanted)}
 
-    async def reload(self) -> dict[str, Any]:
+    async def reload(self) -> Done:
         """Put the configuration's file to use, as SIGHUP does. Return the changes. Raises InvalidInput with every fault."""
         try:
             changes = await self._configuration.reload()
@@ -152,7 +156,7 @@ class Operating:
                 "the configuration cannot be used; the one of before stays",
                 errors=[FieldError("file", line) for line in error.lines],
             ) from None
-        return changes.listed()
+        return {"changes": changes.listed()}
 
     def _of(self, service: str) -> Upstream:
         for upstream in self._upstreams:
@@ -174,14 +178,16 @@ def _drained_text(upstream: Upstream, address: Address) -> str:
     return "drained" if address in drained else "asked"
 
 
-def _shown(call: Call, address: Address | None, now: float) -> dict[str, Any]:
+def _shown(call: Call, service: str, address: Address | None, now: float) -> dict[str, Any]:
     waits_at = "the service" if address else "the gateway"
     return {
         "request_id": call.request_id,
         "kind": call.kind,
         "method": call.method,
-        "path": call.path[:PATH_CHARS_MAX],
+        # Before it is cut: half a token is known as one no more.
+        "path": mask(call.path)[:PATH_CHARS_MAX],
         "route": call.route,
+        "service": service,
         "upstream": text_of(address),
         "client": call.client.address,
         "subject": call.subject,

@@ -127,7 +127,8 @@ class WebSocketProxy:
 
     def __init__(self, upstreams: Upstreams) -> None:
         self.upstreams = upstreams
-        self.open: set[Opening] = set()
+        self.open: dict[Opening, tuple[str, Address]] = {}
+        """Those that are carried, with their service and its replica."""
 
     def opening(self, call: Call, scope: Scope, receive: Receive, send: Send) -> "Opening":
         """Return what serves one handshake."""
@@ -163,11 +164,11 @@ class Opening:
         except (InvalidHandshake, EOFError) as error:
             log.warning("upstream_failed", upstream=route.service, reason=type(error).__name__)
             raise BadGateway from error
-        self.proxy.open.add(self)
+        self.proxy.open[self] = route.service, attempt.address
         try:
             await _serve(upstream, self.call, self.receive, self.send)
         finally:
-            self.proxy.open.discard(self)
+            del self.proxy.open[self]
             attempt.end(Outcome.OK)
 
 

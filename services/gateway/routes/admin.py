@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from services.gateway.domain.addresses import parse_address
+from services.gateway.domain.addresses import AddressBook
 from services.gateway.domain.admission import admit
 from services.gateway.domain.config import check
 from services.gateway.domain.explain import Asker, Explanation, explain, explain_route
@@ -20,35 +20,56 @@ from shared.identity import bearer_of
 from shared.tokens import TokenVerifier
 
 PREFIX = "/admin/gateway"
-FORWARDED_BY = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+FORWARDED_BY = frozenset(
+    {
+        "forwarded",
+        "via",
+        "x-real-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-original-forwarded-for",
+        "true-client-ip",
+        "cf-connecting-ip",
+        "fastly-client-ip",
+    }
+)
+"""With all that begin with `x-forwarded`: what proxies add. Each says that somebody else asks, whether what it says is true or not."""
 
 
 class Door:
     """Finds out who asks: the subject of a token, or "loopback". Raises Unauthorized, Forbidden, NotFound where it is off."""
 
-    def __init__(self, verifier: TokenVerifier, access: Literal["loopback_or_admin", "admin", "off"]) -> None:
+    def __init__(
+        self,
+        verifier: TokenVerifier,
+        configuration: Configuration,
+        access: Literal["loopback_or_admin", "admin", "off"],
+    ) -> None:
         self._verifier = verifier
+        self._configuration = configuration
         self._access = access
 
     async def __call__(self, request: Request) -> str:
         if self._access == "off":
             raise NotFound
-        if self._access == "loopback_or_admin" and is_local(request):
+        # Of the configuration of the moment: a reload may have named a proxy.
+        if self._access == "loopback_or_admin" and is_local(request, AddressBook(self._configuration.used.addresses)):
             return "loopback"
         identity = await admit(self._verifier, bearer_of(request.headers.get("authorization", "")), "admin")
         return identity.subject
 
 
-def is_local(request: Request) -> bool:
+def is_local(request: Request, book: AddressBook) -> bool:
     """Say whether somebody on this machine asks, and not a page or a proxy there.
 
-    The socket's other end must be this machine. A header of a proxy says that somebody else asks. Pages are kept out by `Host`, which
-    has the page's name where that was made to point here (DNS rebinding), and by `Origin` and `Sec-Fetch-Site`.
+    The socket's other end must be this machine. A trusted proxy speaks for somebody else even where it does not say so, and a
+    proxy's header says it of any other. Pages are kept out by `Host`, which has the page's name where that was made to point here
+    (DNS rebinding), and by `Origin` and `Sec-Fetch-Site`.
     """
-    peer = parse_address(request.client.host) if request.client else None
-    if peer is None or not peer.is_loopback:
+    client = book.find(request.client.host if request.client else "")
+    if client.is_relayed or not client.address or not ip_address(client.address).is_loopback:
         return False
-    if any(name in request.headers for name in FORWARDED_BY):
+    if any(name in FORWARDED_BY or name.startswith("x-forwarded") for name in request.headers):
         return False
     host = request.headers.get("host", "")
     origin = request.headers.get("origin")

@@ -12,6 +12,7 @@ from services.gateway.tests.scripted import Message, Wire, answer
 from shared.testing.tokens import TokenMint
 
 LOCAL = "Host: 127.0.0.1"
+JWT = "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJlLW9mLXRoZS10b2tlbg"
 LIMITED = '[[limits]]\nname = "few"\nby = "route"\nquota = 5\n\n' + ROUTES.replace(
     'path = "/open/*"', 'path = "/open/*"\nlimits = ["few"]', 1
 )
@@ -62,6 +63,8 @@ async def test_somebody_on_this_machine_needs_no_token(serve, start):
         (LOCAL, "Forwarded: for=127.0.0.1"),
         (LOCAL, "Via: 1.1 proxy"),
         (LOCAL, "X-Real-IP: 127.0.0.1"),
+        (LOCAL, "X-Forwarded-Proto: https"),
+        (LOCAL, "CF-Connecting-IP: 127.0.0.1"),
         (LOCAL, "Origin: https://evil.example"),
         (LOCAL, "Origin: null"),
         (LOCAL, "Sec-Fetch-Site: cross-site"),
@@ -74,6 +77,21 @@ async def test_a_page_or_a_proxy_on_this_machine_needs_a_token(serve, start, met
     reply = await ask(rig, method, f"/admin/gateway/{what}", *filter(None, [header]), host=host)
     assert reply.status in (401, 403)
     assert (await call(rig)).status == 200
+
+
+@pytest.mark.parametrize("header", ["", "X-Forwarded-For: 127.0.0.1"])
+async def test_a_trusted_proxy_on_this_machine_needs_a_token_whatever_it_says(serve, start, header):
+    rig = await start(await serve(), trusted_proxies="127.0.0.1")
+    assert (await ask(rig, "GET", "/admin/gateway/routes", *filter(None, [header]))).status == 401
+
+
+async def test_a_proxy_that_a_reload_named_needs_a_token(serve, start, tmp_path):
+    file = tmp_path / "gateway.toml"
+    file.write_text(ROUTES)
+    rig = await start(await serve(), config_file=str(file))
+    file.write_text(ROUTES + "\n[addresses]\ntrusted_proxies = ['127.0.0.0/8']\n")
+    await do(rig, "reload")
+    assert (await ask(rig, "GET", "/admin/gateway/routes")).status == 401
 
 
 async def test_an_admins_token_is_taken_from_anywhere_and_a_users_is_not(serve, start, stack):
@@ -141,14 +159,16 @@ async def test_requests_under_way_are_shown_without_their_queries(serve, start):
     rig = await start(await serve(slow))
     replica = rig.parts.upstreams.of("open").replicas[0]
     async with asyncio.TaskGroup() as tasks:
-        waiting = tasks.create_task(call(rig, "/open/slow?token=secret"))
+        waiting = tasks.create_task(call(rig, f"/open/{JWT}?token=secret"))
         await eventually(lambda: replica.in_flight == 1)
         shown = await ask(rig, "GET", "/admin/gateway/in-flight")
         release.set()
     assert b"secret" not in shown.body
+    assert JWT[:30].encode() not in shown.body
     found = json.loads(shown.body)["in_flight"]
     (request,) = found["requests"]
-    assert (found["count"], request["path"], request["route"]) == (1, "/open/slow", "/open/*")
+    assert (found["count"], request["path"], request["route"]) == (1, "/open/***", "/open/*")
+    assert request["service"] == "open"
     assert (request["phase"], request["upstream"]) == ("waits at the service", f"127.0.0.1:{replica.address[1]}")
     assert waiting.result().status == 200
     assert (await see(rig, "in-flight"))["in_flight"]["count"] == 0
@@ -163,6 +183,7 @@ async def test_a_breaker_held_open_refuses_until_it_is_closed(serve, start):
         assert (await do(rig, "breakers/open/open"))["before"] == "closed"
     (line,) = (line for line in lines if line["event"] == "audit")
     assert (line["action"], line["operator"], line["upstream"]) == ("open_breaker", "loopback", "open")
+    assert (line["before"], line["after"]) == ("closed", "open")
     refused = await call(rig)
     problem = json.loads(refused.body)
     assert (refused.status, problem["code"]) == (503, "breaker_open")
@@ -186,10 +207,32 @@ async def test_a_drained_replica_gets_nothing_new(serve, start):
             await call(rig)
 
 
+async def test_a_drained_replica_finishes_what_it_has(serve, start):
+    release = asyncio.Event()
+
+    async def slow(wire: Wire) -> None:
+        await wire.message()
+        await release.wait()
+        await wire.send(answer(b"finished"))
+
+    one = await serve(slow)
+    rig = await start(one)
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(call(rig))
+        await eventually(lambda: len(one.wires) == 1)
+        await do(rig, f"instances/open/{one.address}/drain?force=true")
+        assert (await call(rig)).status == 503
+        release.set()
+    assert waiting.result().body == b"finished"
+
+
 async def test_the_last_replica_is_drained_by_force_only(serve, start):
     upstream = await serve()
     rig = await start(upstream)
-    refused = await do(rig, f"instances/open/{upstream.address}/drain", 409)
+    with capture_logs() as lines:
+        refused = await do(rig, f"instances/open/{upstream.address}/drain", 409)
+    (line,) = (line for line in lines if line["event"] == "audit")
+    assert (line["action"], line["address"], line["refused"]) == ("drain", upstream.address, "conflict")
     assert "force=true" in refused["detail"]
     assert (await call(rig)).status == 200
     await do(rig, f"instances/open/{upstream.address}/drain?force=true")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from services.gateway.tests.group import Group
-from services.gateway.tests.rig import ROUTES, eventually
-from services.gateway.tests.test_workers import launch, start  # noqa: F401 - fixtures
+from services.gateway.tests.rig import eventually
+from services.gateway.tests.test_workers import ANOTHER_ROUTE, launch, start  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.slow  # real processes
 
@@ -74,8 +74,41 @@ async def test_a_worker_that_says_nothing_is_named(serve, start):  # noqa: F811
     assert [1] in [[len(task.result()["workers"].get("failed", ()))] for task in asked]
 
 
-async def test_a_reload_is_done_in_every_worker(serve, start, tmp_path):  # noqa: F811
+async def test_a_reload_is_done_in_every_worker_and_their_successors_start_with_it(serve, start, tmp_path):  # noqa: F811
     group = await start(await serve())
-    (tmp_path / "config.toml").write_text(ROUTES + "\n[services.open]\nretries_max = 0\n")
+    (tmp_path / "config.toml").write_text(ANOTHER_ROUTE)
     assert (await operate(group, "reload", method="POST"))["workers"] == {"answered": [1, 2]}
-    assert len(await group.logged("config_reloaded", 2)) == 2
+    assert len(group.lines("config_reloaded")) == 2
+    for pid in group.workers():
+        os.kill(pid, signal.SIGKILL)
+    await group.logged("started", 4)
+    assert {(await group.ask("/another/x")).status for _ in range(24)} == {200}
+
+
+async def test_an_action_whose_client_waits_no_longer_is_finished_and_leaves_its_line(serve, start):  # noqa: F811
+    group = await start(await serve())
+    stopped, _ = group.workers()
+    os.kill(stopped, signal.SIGSTOP)
+    wires = [await group.connect() for _ in range(16)]
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(wire.ask(hasty_request(n))) for n, wire in enumerate(wires)]
+        await eventually(lambda: any(task.done() for task in asked))
+        cut = {f"cut-{n}" for n, task in enumerate(asked) if task.done() and task.result().status == 504}
+        os.kill(stopped, signal.SIGCONT)
+    assert cut
+    await eventually(lambda: cut <= {line["request_id"] for line in group.lines("audit")})
+    assert {line["after"] for line in group.lines("audit")} == {"open"}
+    assert await statuses(group) == {503}
+    for wire in wires:
+        wire.abort()
+
+
+def hasty_request(number: int) -> bytes:
+    lines = (
+        "POST /admin/gateway/breakers/open/open HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Content-Length: 0",
+        "X-Request-Timeout-Ms: 100",
+        f"X-Request-ID: cut-{number}",
+    )
+    return "\r\n".join([*lines, "", ""]).encode()

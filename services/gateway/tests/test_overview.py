@@ -37,7 +37,8 @@ def test_replicas_are_told_apart_by_their_address():
 
 
 def test_lists_without_names_are_joined():
-    assert merge({1: [{"request_id": "x"}], 2: [{"request_id": "x"}]}) == [{"request_id": "x"}, {"request_id": "x"}]
+    requests = [{"request_id": "x", "service": "users", "age_s": 1.0}]
+    assert merge({1: requests, 2: requests}) == [*requests, *requests]
 
 
 def test_a_service_that_one_worker_alone_knows_is_shown():

@@ -1,6 +1,7 @@
 """All workers at once, for operators: one picture of them, one action in each."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -9,6 +10,7 @@ from prometheus_client import Counter
 
 from services.gateway.domain.overview import merge
 from services.gateway.workers.siblings import Reply, Siblings
+from shared.errors import Problem
 
 VERB = "operate"
 """Its payload is JSON: what `Operated.do` takes; so is the reply."""
@@ -31,9 +33,14 @@ class Operated(Protocol):
 class Workers:
     """Asks and tells all workers."""
 
-    def __init__(self, operated: Operated, siblings: Siblings) -> None:
+    def __init__(
+        self, operated: Operated, siblings: Siblings, *, tell_parent: Callable[[], None] | None = None
+    ) -> None:
+        """`tell_parent` is called after a reload: workers to come start with what the parent read last."""
         self._operated = operated
         self._siblings = siblings
+        self._tell_parent = tell_parent
+        self._under_way: set[asyncio.Task[View]] = set()
         self.actions = Counter(
             "gateway_admin_actions", "What operators did through /admin/gateway.", ["action"], registry=None
         )
@@ -47,19 +54,44 @@ class Workers:
         return {"workers": _workers(list(views), replies), name: merge(views)}
 
     async def act(self, operator: str, name: str, **arguments: Any) -> View:
-        """Do something here and then in all others. Raises what it raises here, and then does nothing in the others."""
-        own = await self._operated.do(name, **arguments)
+        """Do something here and then in all others. Raises what it raises here, and then does nothing in the others.
+
+        What has begun is finished and leaves its audit line, also where nobody waits for it any more: a client sets its own deadline.
+        """
+        task = asyncio.get_running_loop().create_task(self._act(operator, name, arguments), name=f"operate-{name}")
+        self._under_way.add(task)
+        task.add_done_callback(self._on_end)
+        return await asyncio.shield(task)
+
+    def _on_end(self, task: asyncio.Task[View]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            # Seen here for the case that nobody waits for it; its line is written.
+            task.exception()
+
+    async def _act(self, operator: str, name: str, arguments: Mapping[str, Any]) -> View:
+        self.actions.labels(name).inc()
+        # A line's own `service` is the gateway.
+        said = {("upstream" if key == "service" else key): value for key, value in arguments.items()}
+        said |= {"action": name, "operator": operator}
+        try:
+            own = await self._operated.do(name, **arguments)
+        except Problem as problem:
+            log.info("audit", **said, refused=problem.problem_code)
+            raise
+        except BaseException as error:
+            log.info("audit", **said, failed=type(error).__name__)
+            raise
+        if name == "reload" and self._tell_parent is not None:
+            # Before the others: one that starts meanwhile is reached by what follows.
+            self._tell_parent()
         replies = await self._siblings.gather(
             VERB, orjson.dumps({"name": name, **arguments}), timeout_s=ACT_TIMEOUT_S, others_only=True
         )
         done = sorted((self._siblings.number, *(reply.worker for reply in replies if reply.body is not None)))
         workers = _workers(done, replies)
-        self.actions.labels(name).inc()
-        told = {("changes" if name == "reload" else "before"): own, "workers": workers}
-        # A line's own `service` is the gateway.
-        said = {("upstream" if key == "service" else key): value for key, value in arguments.items()}
-        log.info("audit", action=name, operator=operator, **said, **told)
-        return {"action": name, **arguments, **told}
+        log.info("audit", **said, **own, workers=workers)
+        return {"action": name, **arguments, **own, "workers": workers}
 
     async def inherit(self) -> None:
         """Hold what the others hold by hand: for a worker that has just started, in whose place another was told so."""

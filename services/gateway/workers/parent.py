@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from services.gateway.workers.seat import BEAT, HEEDED, TELLS_PARENT, Seat
+from services.gateway.workers.seat import BEAT, HEEDED, RELOADED, TELLS_PARENT, Seat
 from services.gateway.workers.siblings import Siblings, open_channels
 from shared.serve import EXIT_CONFIG
 from shared.settings import Settings, SettingsError
@@ -159,7 +159,10 @@ class Parent(Generic[S]):
             else:
                 self._stop(0)
         elif told.si_signo == signal.SIGHUP:
-            self._reload()
+            if self._read_again():
+                self._send(signal.SIGHUP)
+        elif told.si_signo == RELOADED:
+            self._read_again()
         elif told.si_signo == TELLS_PARENT and not self._is_stopping:
             self._let_go(told.si_pid)
 
@@ -183,13 +186,14 @@ class Parent(Generic[S]):
         for place in self._places:
             _kill(place.workers, number)
 
-    def _reload(self) -> None:
+    def _read_again(self) -> bool:
+        """Read the settings that new workers start with; say whether they are good."""
         try:
             self.settings = self._read()
         except SettingsError as error:
             log.warning("reload_refused", reason=str(error))
-            return
-        self._send(signal.SIGHUP)
+            return False
+        return True
 
     def _let_go(self, pid: int) -> None:
         """Let a worker that drains leave its seat, which is filled at once: both serve the socket until the old one stops."""

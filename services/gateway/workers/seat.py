@@ -16,7 +16,10 @@ BEAT = struct.Struct("=Q")
 TELLS_PARENT: int = getattr(signal, "SIGRTMIN", signal.SIGUSR1)
 """Sent by a worker that drains: its seat is to be filled. A real-time signal, since two of another kind may become one."""
 
-HEEDED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, TELLS_PARENT})
+RELOADED: int = TELLS_PARENT + 1 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
+"""Sent by a worker that read the configuration again for all: who starts from now on is to start with that."""
+
+HEEDED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, TELLS_PARENT, RELOADED})
 """What the parent waits for. A worker keeps them waiting until it can heed them itself, so that none ends a half-started one."""
 
 
@@ -32,6 +35,10 @@ class Seat:
     def number(self) -> int:
         """From 1 on; the successor of a worker has the same."""
         return self.siblings.number
+
+    def tell_reloaded(self) -> None:
+        """Have the parent read the configuration again, for the workers to come; those that run are told otherwise."""
+        os.kill(self.parent_pid, RELOADED)
 
     async def hold(self, draining: asyncio.Event) -> None:
         """Heed signals, beat every second, tell the parent when the drain begins, and go on until cancelled.
