@@ -47,10 +47,9 @@ class Replica:
 
 
 class Attempt:
-    """One try at one replica, counted in until `end`."""
+    """One try at one replica, counted in until `end`; it began at `began_at` of the monotonic clock."""
 
     __slots__ = (
-        "_began_at",
         "_is_ended",
         "_is_settled",
         "_priority",
@@ -59,6 +58,7 @@ class Attempt:
         "_time_s",
         "_took_s",
         "_upstream",
+        "began_at",
     )
 
     def __init__(
@@ -73,7 +73,7 @@ class Attempt:
         self._upstream = upstream
         self._replica = replica
         self._ticket = ticket
-        self._began_at = began_at
+        self.began_at = began_at
         self._time_s = time_s
         self._priority: Priority = priority
         self._took_s = -1.0
@@ -92,7 +92,7 @@ class Attempt:
         if self._is_settled:
             return
         now = self._upstream.clock()
-        self._took_s = now - self._began_at
+        self._took_s = now - self.began_at
         if lasts:
             self._settle(Outcome.OK, now)
             self._replica.lasting += 1
@@ -109,7 +109,7 @@ class Attempt:
             return
         now = self._upstream.clock()
         if self._took_s < 0:
-            self._took_s = now - self._began_at
+            self._took_s = now - self.began_at
         self._settle(outcome, now)
 
     def _settle(self, outcome: Outcome, now: float) -> None:

@@ -94,6 +94,7 @@ class Direct:
         "_body",
         "_call",
         "_connection",
+        "_due_at",
         "_is_over",
         "_is_whole",
         "_plan",
@@ -109,6 +110,7 @@ class Direct:
         self._body = b""
         self._is_whole = False
         self._is_over = False
+        self._due_at = 0.0
         self._attempt: Attempt | None = None
         self._connection: UpstreamConnection | None = None
         self.is_complete = False
@@ -166,6 +168,9 @@ class Direct:
             self._hand_over(adopted=Adopted(attempt, None))
             return
         self._attempt, self._connection = attempt, connection
+        self._due_at = call.due_at
+        if route.try_timeout_s is not None:
+            self._due_at = min(call.due_at, attempt.began_at + route.try_timeout_s)
         connection.start(is_head_request=call.method == "HEAD")
         connection.listener = self
         data = request_head(call, authority=connection.authority, has_deadline=True) + self._body
@@ -182,8 +187,11 @@ class Direct:
         self._conclude()
 
     def on_tick(self, now: float) -> None:
-        """See Sweeper. What takes longer than a tick can afford a task, and all clocks but this one are the other lane's."""
-        if now - self._call.started_at > TICK_S:
+        """See Sweeper. What goes wrong in time is the other lane's to answer, and what comes slowly its to relay."""
+        connection = self._connection
+        is_waiting = connection is not None and connection.head is None
+        # A tick before the time is over, so that it is there when it is.
+        if now + TICK_S >= self._due_at if is_waiting else now - self._call.started_at > TICK_S:
             self._hand_over()
 
     # The upstream's side.

@@ -65,6 +65,7 @@ class Exchange:
         "_receive",
         "_route",
         "_send",
+        "_sent_at",
         "_task",
         "_try_due_at",
         "_upstream",
@@ -84,6 +85,7 @@ class Exchange:
         self._verdict: Exception | None = None
         self._outcome = Outcome.GIVEN_UP
         self._try_due_at = 0.0
+        self._sent_at = adopted.attempt.began_at if adopted else 0.0
         self._is_started = False
         self._is_event_stream = False
 
@@ -240,6 +242,7 @@ class Exchange:
             is_replayable=self._may_repeat(),
             connect_timeout_s=self._upstream.policy.connect_timeout_s,
         )
+        self._sent_at = time.monotonic()
         connection.start(is_head_request=self._call.method == "HEAD")
         is_whole = self._client.is_finished
         if self._call.head.is_chunked:
@@ -254,7 +257,7 @@ class Exchange:
         """Wait for the answer's head, no longer than a try may take. Raises UpstreamFault."""
         assert self._connection is not None
         if self._route.try_timeout_s is not None:
-            self._try_due_at = time.monotonic() + self._route.try_timeout_s
+            self._try_due_at = self._sent_at + self._route.try_timeout_s
         try:
             return await self._connection.response_head()
         finally:
