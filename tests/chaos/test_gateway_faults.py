@@ -195,6 +195,9 @@ async def test_overload_leaves_goodput_as_it_was_and_important_calls_first(tmp_p
 
 # One replica of three is bad.
 
+PROBES_MAX = 4
+"""Of 150 calls, which take as long as the breaker stays open: a call now and then finds out whether it has healed."""
+
 KINDS = {"502": {"status": 502}, "resets": {"resets": True}, "slow": {"time_s": 0.12}}
 
 
@@ -219,10 +222,10 @@ async def test_bad_replica_is_left_out_until_it_heals(tmp_path: Path, kind: str,
             await until(lambda: len(answers.of("/spread", since=since)) >= 150, "150 answers")
             spoiled = await bad.arrived() - before
             if not is_protected:
-                assert spoiled >= 10
+                # A slow one gets less than its third anyhow: the less busy of two is asked.
+                assert spoiled > PROBES_MAX
                 return
-            # A call now and then finds out whether it has healed.
-            assert spoiled <= 4
+            assert spoiled <= PROBES_MAX
             assert answers.of("/spread", since=since).statuses[200] >= 146
             await bad.behave()
             await rig.until_metric("upstream_replica_breaker", 0, service="spread", replica=bad.address)
