@@ -289,6 +289,8 @@ class GatewayProtocol(FlowProtocol):
         else:
             # Connections are idle most of the time: what was asked and answered last need not stay in memory for that.
             self.newest = self.active = None
+            if not (self.is_in_head or self.is_in_body):
+                self.url, self.headers = b"", []
 
     def _on_upgrade(self, rest: bytes) -> None:
         """Go on behind a head that asked for an upgrade, where the parser stops."""
