@@ -182,7 +182,7 @@ def _parts(settings: GatewaySettings, client: httpx2.AsyncClient, siblings: Sibl
             lambda service: get_json(client, endpoints, service, DOCUMENT_PATH), lambda: configuration.used
         ),
         websockets=websockets,
-        operating=Operating(upstreams, configuration, limiter, sweeper, websockets),
+        operating=Operating(upstreams, configuration, limiter, sweeper, websockets, pool),
     )
 
 

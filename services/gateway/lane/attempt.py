@@ -1,5 +1,6 @@
 """One try at one replica: chosen, counted in, timed, and counted out with how it ended."""
 
+import time
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,9 @@ _VERDICTS = (True, False, False, None, True)
 class Replica:
     """A replica. `in_flight` counts everything under way there, of which `lasting` are streams that were answered long ago."""
 
-    __slots__ = ("address", "breaker", "ended", "in_flight", "is_drained", "lasting", "opened_at", "refused_until")
+    __slots__ = (
+        "address", "breaker", "ended", "failed_at", "failure", "in_flight", "is_drained", "lasting", "opened_at", "refused_until",
+    )  # fmt: skip
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -44,6 +47,9 @@ class Replica:
         self.refused_until = 0.0
         self.ended = [0] * len(Outcome)
         """Attempts by `Outcome`."""
+        self.failure = ""
+        """How the last attempt that failed did so, for a person; it was at `failed_at` (seconds of the epoch)."""
+        self.failed_at = 0.0
 
 
 class Attempt:
@@ -96,6 +102,10 @@ class Attempt:
         if lasts:
             self._settle(Outcome.OK, now)
             self._replica.lasting += 1
+
+    def failed(self, why: str) -> None:
+        """Note for operators how it went wrong; `end` counts it."""
+        self._replica.failure, self._replica.failed_at = why, time.time()
 
     def end(self, outcome: Outcome) -> None:
         """Count the attempt out, however it ended; only the first call counts."""

@@ -181,6 +181,8 @@ class Exchange:
                     is_fresh = True
                     continue
             outcome = self._outcome_of(answer, fault)
+            if outcome in (Outcome.FAILED, Outcome.REFUSED):
+                attempt.failed(_failure(answer, fault))
             wait_s = self._retry_in(outcome, [*tried, attempt.address])
             if wait_s is None:
                 if answer is not None:
@@ -325,6 +327,9 @@ class Exchange:
         is_read = self._client.is_finished
         # The client's going away says nothing of the service; silence until the deadline does.
         is_fault = isinstance(reason, UpstreamFault) or (isinstance(reason, DeadlineExceeded) and not self._is_hurried)
+        if is_fault and self._attempt is not None:
+            late = f"no {'end of the answer' if self._is_started else 'answer'} before the deadline"
+            self._attempt.failed(late if isinstance(reason, DeadlineExceeded) else str(reason))
         self._let_go(Outcome.FAILED if is_fault else Outcome.GIVEN_UP, is_spent=True)
         await self._client.stop()
         if isinstance(reason, ClientGone | Drained):
@@ -337,3 +342,9 @@ class Exchange:
             return
         assert isinstance(reason, Problem)
         await refuse(reason, self._call, send=self._send, is_read=is_read)
+
+
+def _failure(answer: ResponseHead | None, fault: Exception | None) -> str:
+    if answer is not None:
+        return f"answered {answer.status}"
+    return f"took no connection: {fault}" if isinstance(fault, ConnectFailed) else str(fault)

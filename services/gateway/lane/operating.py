@@ -12,6 +12,7 @@ from services.gateway.domain.reloading import Configuration
 from services.gateway.lane.call import Call
 from services.gateway.lane.direct import Direct
 from services.gateway.lane.exchange import Exchange
+from services.gateway.lane.pool import Pool
 from services.gateway.lane.sweeper import Sweeper
 from services.gateway.lane.upstream import Upstream, text_of
 from services.gateway.lane.upstreams import Upstreams
@@ -39,12 +40,14 @@ class Operating:
         limiter: Limiter,
         sweeper: Sweeper,
         websockets: WebSocketProxy,
+        pool: Pool,
     ) -> None:
         self._upstreams = upstreams
         self._configuration = configuration
         self._limiter = limiter
         self._sweeper = sweeper
         self._websockets = websockets
+        self._pool = pool
         self._known: Mapping[str, Callable[..., Any]] = {
             method.__name__: method
             for method in (
@@ -72,8 +75,12 @@ class Operating:
     # What there is.
 
     def services(self) -> dict[str, Any]:
-        """Return every service with its breaker, load and replicas."""
-        return self._upstreams.describe()
+        """Return every service with its breaker, load and replicas, and the connections kept to these."""
+        found = self._upstreams.describe()
+        for upstream in self._upstreams:
+            for replica, shown in zip(upstream.replicas, found[upstream.name]["replicas"], strict=True):
+                shown["connections"] = self._pool.count(replica.address)
+        return found
 
     def limits(self) -> dict[str, Any]:
         """Return what this worker holds of each rate limit."""

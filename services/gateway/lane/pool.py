@@ -56,6 +56,12 @@ class Pool:
     def connection_count(self) -> int:
         return sum(host.permits for host in self._hosts.values())
 
+    def count(self, address: Address) -> dict[str, int]:
+        """Return how many connections to an address are idle and how many busy, those that are being made among these."""
+        host = self._hosts.get(address)
+        idle = len(host.idle) if host else 0
+        return {"idle": idle, "busy": host.permits - idle if host else 0}
+
     async def acquire(
         self,
         address: Address,

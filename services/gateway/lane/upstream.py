@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -156,10 +157,8 @@ class Upstream:
     def _usable(self, now: float) -> list[Replica]:
         """Return the replicas that may be asked. Raises Unavailable when every one's breaker is open."""
         eligible = [replica for replica in self.replicas if not replica.is_drained]
-        shut = [replica for replica in eligible if replica.breaker.wait_s(now) > 0]
-        if not shut:
-            return eligible
-        if len(shut) == len(eligible):
+        shut = self._left_out(eligible, now)
+        if shut and len(shut) == len(eligible):
             self.shed["breaker_open"] += 1
             wait_s = min(replica.breaker.wait_s(now) for replica in shut)
             why = "is held back by an operator" if self.is_forced else "failed lately and is left alone for a moment"
@@ -168,11 +167,16 @@ class Upstream:
                 retry_after_s=wait_s,
                 code="breaker_open",
             )
-        if any(replica.breaker.state is State.CLOSED for replica in eligible):
+        return [replica for replica in eligible if replica not in shut] if shut else eligible
+
+    def _left_out(self, eligible: Sequence[Replica], now: float) -> list[Replica]:
+        """Return those whose breakers let no call through, as far as the others can do without them."""
+        shut = [replica for replica in eligible if replica.breaker.wait_s(now) > 0]
+        if shut and any(replica.breaker.state is State.CLOSED for replica in eligible):
             # The rest has to bear the load of those left out, so there is a limit to that.
             shut.sort(key=lambda replica: replica.opened_at)
-            shut = shut[: self._ejected_max(len(eligible))]
-        return [replica for replica in eligible if replica not in shut]
+            del shut[self._ejected_max(len(eligible)) :]
+        return shut
 
     def _ejected_max(self, count: int) -> int:
         # Of two or three replicas half is one; a share of nothing is none.
@@ -283,6 +287,9 @@ class Upstream:
     def describe(self) -> dict[str, Any]:
         """Return what an operator wants to see, ready for JSON."""
         now = self.clock()
+        left_out = self._left_out([replica for replica in self.replicas if not replica.is_drained], now)
+        # Who takes no connection is passed over so often that its breaker has nothing to count.
+        left_out += [replica for replica in self.replicas if now < replica.refused_until]
         return {
             "breaker": self.state.value,
             "is_forced_open": self.is_forced,
@@ -295,15 +302,24 @@ class Upstream:
             "replicas": [
                 {
                     "address": text_of(replica.address),
+                    "state": "draining" if replica.is_drained else "ejected" if replica in left_out else "up",
                     "breaker": replica.breaker.state.value,
                     "is_drained": replica.is_drained,
                     "refuses": now < replica.refused_until,
                     "in_flight": replica.in_flight,
                     "attempts": {outcome.name.lower(): replica.ended[outcome] for outcome in Outcome},
+                    "last_failure": _failure_of(replica),
                 }
                 for replica in self.replicas
             ],
         }
+
+
+def _failure_of(replica: Replica) -> dict[str, str] | None:
+    if not replica.failure:
+        return None
+    at = datetime.fromtimestamp(replica.failed_at, UTC).isoformat(timespec="milliseconds")
+    return {"at": at, "what": replica.failure}
 
 
 def breaker_config(policy: BreakerPolicy) -> BreakerConfig:

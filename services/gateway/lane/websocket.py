@@ -181,13 +181,19 @@ async def _open(upstream: Upstream, route: Route, call: Call, scope: Scope) -> t
             break
         try:
             connection = await _handshake(attempt.address, call, scope)
-        except OSError:
+        except OSError as error:
+            attempt.failed(f"took no connection: {type(error).__name__}")
             attempt.end(Outcome.REFUSED)
         except InvalidStatus as refused:
-            attempt.end(upstream.outcome_of(refused.response.status_code))
+            outcome = upstream.outcome_of(refused.response.status_code)
+            if outcome is Outcome.FAILED:
+                attempt.failed(f"answered {refused.response.status_code}")
+            attempt.end(outcome)
             raise
-        except BaseException:
+        except BaseException as error:
             # Malformed, or silent until the deadline cancelled the wait.
+            is_late = isinstance(error, asyncio.CancelledError)
+            attempt.failed("no handshake before the deadline" if is_late else f"no handshake: {type(error).__name__}")
             attempt.end(Outcome.FAILED)
             raise
         else:

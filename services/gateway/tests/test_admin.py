@@ -12,6 +12,12 @@ from services.gateway.tests.scripted import Message, Wire, answer
 from shared.testing.tokens import TokenMint
 
 LOCAL = "Host: 127.0.0.1"
+HANDSHAKE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
 JWT = "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJlLW9mLXRoZS10b2tlbg"
 LIMITED = '[[limits]]\nname = "few"\nby = "route"\nquota = 5\n\n' + ROUTES.replace(
     'path = "/open/*"', 'path = "/open/*"\nlimits = ["few"]', 1
@@ -137,6 +143,80 @@ async def test_replicas_are_shown_with_what_they_answered(serve, start):
     await call(rig)
     (replica,) = (await see(rig, "instances"))["services"]["open"]["replicas"]
     assert (replica["breaker"], replica["is_drained"], replica["attempts"]["ok"]) == ("closed", False, 1)
+
+
+async def test_a_replicas_connections_are_shown_idle_and_busy(serve, start):
+    release = asyncio.Event()
+
+    async def slow(wire: Wire) -> None:
+        while True:
+            request = await wire.message()
+            if request.target == "/open/slow":
+                await release.wait()
+            await wire.send(answer(b"x"))
+
+    rig = await start(await serve(slow))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(call(rig, "/open/slow"))
+        replica = rig.parts.upstreams.of("open").replicas[0]
+        await eventually(lambda: replica.in_flight == 1)
+        await call(rig)
+        (shown,) = (await see(rig, "instances"))["services"]["open"]["replicas"]
+        release.set()
+    assert (shown["connections"], shown["in_flight"]) == ({"idle": 1, "busy": 1}, 1)
+    (shown,) = (await see(rig, "instances"))["services"]["open"]["replicas"]
+    assert shown["connections"] == {"idle": 2, "busy": 0}
+
+
+async def test_a_replica_is_shown_up_ejected_or_draining(serve, start, unused_address):
+    up, drained = await serve(), await serve()
+    gone = f"{unused_address[0]}:{unused_address[1]}"
+    rig = await start(fleet={"open": [up.address, drained.address, gone]})
+    await do(rig, f"instances/open/{drained.address}/drain")
+    async with asyncio.timeout(10):
+        while True:
+            assert (await call(rig)).status == 200
+            shown = {item["address"]: item for item in (await see(rig, "instances"))["services"]["open"]["replicas"]}
+            if shown[gone]["state"] == "ejected":
+                break
+    assert [shown[address]["state"] for address in (up.address, drained.address)] == ["up", "draining"]
+    assert shown[gone]["last_failure"]["what"] == "took no connection: ConnectionRefusedError"
+    assert shown[up.address]["last_failure"] is None
+
+
+async def bad_status(wire: Wire) -> None:
+    await wire.message()
+    await wire.send(answer(b"x", status="504 Gateway Timeout"))
+
+
+async def no_http(wire: Wire) -> None:
+    await wire.message()
+    await wire.send(b"HTTP/1.1 what\r\n\r\n")
+
+
+async def silent(wire: Wire) -> None:
+    await wire.message()
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("script", "what"),
+    [(bad_status, "answered 504"), (no_http, "malformed answer"), (silent, "no answer before the deadline")],
+)
+async def test_a_replicas_last_failure_is_said_in_words(serve, start, script, what):
+    rig = await start(await serve(script))
+    await call(rig, "/hasty/x")
+    (shown,) = (await see(rig, "instances"))["services"]["open"]["replicas"]
+    assert what in shown["last_failure"]["what"]
+    assert shown["last_failure"]["at"].endswith("+00:00")
+
+
+@pytest.mark.parametrize(("script", "what"), [(bad_status, "answered 504"), (no_http, "no handshake: InvalidMessage")])
+async def test_so_is_that_of_a_websocket(serve, start, script, what):
+    rig = await start(await serve(script))
+    await (await rig.connect()).ask(rig.get("/ws/x", *HANDSHAKE))
+    (shown,) = (await see(rig, "instances"))["services"]["open"]["replicas"]
+    assert shown["last_failure"]["what"] == what
 
 
 async def test_limits_are_shown_with_what_is_leased(serve, start):
