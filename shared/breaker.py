@@ -6,7 +6,7 @@ CLOSED --(failure or slow-call rate over the window)--> OPEN --(its time is over
    +-----------------(all probes succeed)----------------|----------------------------------------+
                                                          +---------(a probe fails or is slow)-----+
 ```
-`force_open` holds it OPEN until `reset`.
+`force_open` holds it OPEN until `reset`, `force_closed` CLOSED.
 """
 
 import asyncio
@@ -126,6 +126,7 @@ class CircuitBreaker:
         self.state = State.CLOSED
         self.is_forced = False
         """Whether it is held open by hand."""
+        self.is_held_closed = False
         self.clock = clock
         self._failures = failures
         self._on_change = on_change
@@ -221,9 +222,13 @@ class CircuitBreaker:
         while outcomes[0][0] <= since:
             self._drop_oldest()
         count = len(outcomes)
-        if count >= config.volume_min and (
-            (kind & _FAILED and self._failed >= config.failure_rate * count)
-            or (kind & _SLOW and self._slow >= config.slow_rate * count)
+        if (
+            count >= config.volume_min
+            and not self.is_held_closed
+            and (
+                (kind & _FAILED and self._failed >= config.failure_rate * count)
+                or (kind & _SLOW and self._slow >= config.slow_rate * count)
+            )
         ):
             self._change(State.OPEN)
 
@@ -237,16 +242,21 @@ class CircuitBreaker:
 
     def force_open(self) -> None:
         """Let nothing through until `reset`, whatever is known about the other side."""
-        self.is_forced = True
+        self.is_forced, self.is_held_closed = True, False
         self._change(State.OPEN)
+
+    def force_closed(self) -> None:
+        """Let everything through until `reset`, however much of it fails."""
+        self.is_forced, self.is_held_closed = False, True
+        self._change(State.CLOSED)
 
     def reset(self) -> None:
         """Close it and forget what was counted."""
-        self.is_forced = False
+        self.is_forced = self.is_held_closed = False
         self._change(State.CLOSED)
 
     def configure(self, config: BreakerConfig) -> None:
-        """Go by another configuration from now on, as after `reset`; held open by hand it stays so."""
+        """Go by another configuration from now on, as after `reset`; what is held by hand stays so."""
         self._configure(config)
         self._change(State.OPEN if self.is_forced else State.CLOSED)
 

@@ -148,7 +148,8 @@ async def _open(
         with _on_hangup(parts.configuration.want):
             if seat is not None:
                 _join(seat, runtime)
-                runtime.tasks.start("inheritance", workers.inherit)
+                # Before it serves: what an operator keeps from a service must not get a request from the one worker that does not know.
+                await workers.inherit()
             try:
                 yield Opened(parts, {"endpoints": check_endpoints})
             finally:

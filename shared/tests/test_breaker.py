@@ -47,11 +47,12 @@ class BreakerMachine(RuleBasedStateMachine):
         self.model_state = State.CLOSED
         self.begin(State.CLOSED)
 
-    def begin(self, state: State, *, forced: bool = False) -> None:
+    def begin(self, state: State, *, forced: bool = False, held_closed: bool = False) -> None:
         if self.model_state is not state:
             self.model_changes.append((self.model_state, state))
         self.model_state = state
         self.forced = forced
+        self.held_closed = held_closed
         self.since = self.clock.now
         self.lives += 1
         self.events: list[tuple[float, bool, bool]] = []
@@ -94,7 +95,7 @@ class BreakerMachine(RuleBasedStateMachine):
             return
         recent = [event for event in self.events[-6:] if event[0] > self.clock.now - 10]
         of_failed, of_slow = (sum(event[kind] for event in recent) / len(recent) for kind in (1, 2))
-        if len(recent) >= 3 and ((failed and of_failed >= 0.5) or (slow and of_slow >= 0.75)):
+        if len(recent) >= 3 and not self.held_closed and ((failed and of_failed >= 0.5) or (slow and of_slow >= 0.75)):
             self.begin(State.OPEN)
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.5, 5.0, 9.0]))
@@ -107,6 +108,11 @@ class BreakerMachine(RuleBasedStateMachine):
         self.begin(State.OPEN, forced=True)
 
     @rule()
+    def hold_closed(self) -> None:
+        self.breaker.force_closed()
+        self.begin(State.CLOSED, held_closed=True)
+
+    @rule()
     def reset(self) -> None:
         self.breaker.reset()
         self.begin(State.CLOSED)
@@ -114,7 +120,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @invariant()
     def same_state(self) -> None:
         assert self.breaker.state is self.model_state
-        assert self.breaker.is_forced is self.forced
+        assert (self.breaker.is_forced, self.breaker.is_held_closed) == (self.forced, self.held_closed)
         assert self.changes == self.model_changes
 
     @invariant()

@@ -9,14 +9,16 @@ import orjson
 from services.gateway.domain.config import ConfigError
 from services.gateway.domain.limiting import Limiter
 from services.gateway.domain.reloading import Configuration
+from services.gateway.lane.attempt import Replica
 from services.gateway.lane.call import Call
 from services.gateway.lane.direct import Direct
 from services.gateway.lane.exchange import Exchange
 from services.gateway.lane.pool import Pool
 from services.gateway.lane.sweeper import Sweeper
-from services.gateway.lane.upstream import Upstream, text_of
+from services.gateway.lane.upstream import Upstream, held_of, text_of
 from services.gateway.lane.upstreams import Upstreams
 from services.gateway.lane.websocket import WebSocketProxy
+from shared.breaker import State
 from shared.endpoints import Address
 from shared.errors import Conflict, FieldError, InvalidInput, NotFound
 from shared.log import mask
@@ -57,6 +59,7 @@ class Operating:
                 self.held,
                 self.open_breaker,
                 self.close_breaker,
+                self.auto_breaker,
                 self.drain,
                 self.undrain,
                 self.reload,
@@ -98,8 +101,14 @@ class Operating:
 
     def held(self) -> dict[str, Any]:
         """Return what is held by hand: what `hold` makes of it in another worker is the same."""
+        breakers = [[upstream.name, "", upstream.held.value] for upstream in self._upstreams if upstream.held]
+        for upstream in self._upstreams:
+            for replica in upstream.replicas:
+                held = held_of(replica.breaker)
+                if held is not None and held is not upstream.held:
+                    breakers.append([upstream.name, text_of(replica.address), held.value])
         return {
-            "open": [upstream.name for upstream in self._upstreams if upstream.is_forced],
+            "breakers": breakers,
             "drained": [
                 [upstream.name, text_of(replica.address)]
                 for upstream in self._upstreams
@@ -112,31 +121,50 @@ class Operating:
 
     def hold(self, held: Mapping[str, Any]) -> None:
         """Hold what another worker holds; what is not known here is left alone."""
+        known = {upstream.name: upstream for upstream in self._upstreams}
+        for service, address, state in held["breakers"]:
+            if service in known and not address:
+                known[service].hold(State(state))
+        for service, address, state in held["breakers"]:
+            for replica in known[service].replicas if service in known else ():
+                if text_of(replica.address) == address:
+                    known[service].hold(State(state), replica.address)
         for upstream in self._upstreams:
-            if upstream.name in held["open"]:
-                upstream.open_breaker()
             for replica in upstream.replicas:
                 if [upstream.name, text_of(replica.address)] in held["drained"]:
                     upstream.drain(replica.address)
 
-    def open_breaker(self, service: str) -> Done:
-        """Refuse a service's requests until `close_breaker`."""
-        upstream = self._of(service)
-        before = upstream.state.value
-        upstream.open_breaker()
-        return {"before": before, "after": upstream.state.value}
+    def open_breaker(self, service: str, address: str = "") -> Done:
+        """Hold the breakers of a service, or of one replica, open: what is theirs is refused until another is said."""
+        return self._hold(State.OPEN, service, address)
 
-    def close_breaker(self, service: str) -> Done:
-        """Ask every replica again, whatever it did before; from here on the breakers decide."""
+    def close_breaker(self, service: str, address: str = "") -> Done:
+        """Hold them closed, however much fails."""
+        return self._hold(State.CLOSED, service, address)
+
+    def auto_breaker(self, service: str, address: str = "") -> Done:
+        """Ask again, whatever was before; from here on the breakers decide, a single replica's as its service's do."""
+        return self._hold(None, service, address)
+
+    def _hold(self, state: State | None, service: str, text: str) -> Done:
         upstream = self._of(service)
-        before = upstream.state.value
-        upstream.close_breaker()
-        return {"before": before, "after": upstream.state.value}
+        if not text:
+            before = _held_text(upstream.state, upstream.held)
+            upstream.hold(state)
+            return {"before": before, "after": _held_text(upstream.state, upstream.held)}
+        breaker = _replica_in(upstream, text).breaker
+        if upstream.held is State.OPEN:
+            raise Conflict(
+                f"all breakers of {service} are held open; POST breakers/{service}/auto, then say it of {text[:100]}"
+            )
+        before = _held_text(breaker.state, held_of(breaker))
+        upstream.hold(state, _replica_in(upstream, text).address)
+        return {"before": before, "after": _held_text(breaker.state, held_of(breaker))}
 
     def drain(self, service: str, address: str, *, force: bool = False) -> Done:
         """Send a replica nothing new; what is under way there ends by itself. Raises Conflict where it is the last, without `force`."""
         upstream = self._of(service)
-        wanted = _address_in(upstream, address)
+        wanted = _replica_in(upstream, address).address
         others = [item for item in upstream.replicas if item.address != wanted and not item.is_drained]
         if not others and not force:
             raise Conflict(
@@ -149,7 +177,7 @@ class Operating:
     def undrain(self, service: str, address: str) -> Done:
         """Send a replica requests again."""
         upstream = self._of(service)
-        wanted = _address_in(upstream, address)
+        wanted = _replica_in(upstream, address).address
         before = _drained_text(upstream, wanted)
         upstream.undrain(wanted)
         return {"before": before, "after": _drained_text(upstream, wanted)}
@@ -172,12 +200,16 @@ class Operating:
         raise NotFound(f"no route leads to a service {service[:60]}")
 
 
-def _address_in(upstream: Upstream, text: str) -> Address:
+def _replica_in(upstream: Upstream, text: str) -> Replica:
     for replica in upstream.replicas:
         if text_of(replica.address) == text:
-            return replica.address
+            return replica
     known = ", ".join(text_of(replica.address) for replica in upstream.replicas) or "none"
     raise NotFound(f"the service {upstream.name} has no replica {text[:100]}; its replicas: {known}"[:1000])
+
+
+def _held_text(state: State, held: State | None) -> str:
+    return f"held {state.value}" if held is state else state.value
 
 
 def _drained_text(upstream: Upstream, address: Address) -> str:

@@ -55,8 +55,8 @@ class Upstream:
         self.limit = ConcurrencyLimit(policy.in_flight_max, is_adaptive=policy.adaptive)
         self.budget = RetryBudget(policy.retry_share)
         self.replicas: tuple[Replica, ...] = ()
-        self.is_forced = False
-        """Whether its breaker is held open by hand."""
+        self.held: State | None = None
+        """OPEN or CLOSED where its breakers are held so by hand, None where they decide."""
         self.state = State.CLOSED
         self.shed = {"breaker_open": 0, "overloaded": 0}
         """Requests refused before they were sent, by reason."""
@@ -161,7 +161,8 @@ class Upstream:
         if shut and len(shut) == len(eligible):
             self.shed["breaker_open"] += 1
             wait_s = min(replica.breaker.wait_s(now) for replica in shut)
-            why = "is held back by an operator" if self.is_forced else "failed lately and is left alone for a moment"
+            is_held = all(replica.breaker.is_forced for replica in shut)
+            why = "is held back by an operator" if is_held else "failed lately and is left alone for a moment"
             raise Unavailable(
                 f"the service {self.name} {why}",
                 retry_after_s=wait_s,
@@ -173,9 +174,10 @@ class Upstream:
         """Return those whose breakers let no call through, as far as the others can do without them."""
         shut = [replica for replica in eligible if replica.breaker.wait_s(now) > 0]
         if shut and any(replica.breaker.state is State.CLOSED for replica in eligible):
-            # The rest has to bear the load of those left out, so there is a limit to that.
-            shut.sort(key=lambda replica: replica.opened_at)
-            del shut[self._ejected_max(len(eligible)) :]
+            # The rest has to bear the load of those left out, so there is a limit to that; not to what an operator says.
+            shut.sort(key=lambda replica: (not replica.breaker.is_forced, replica.opened_at))
+            held = sum(replica.breaker.is_forced for replica in shut)
+            del shut[max(held, self._ejected_max(len(eligible))) :]
         return shut
 
     def _ejected_max(self, count: int) -> int:
@@ -209,12 +211,11 @@ class Upstream:
             clock=self.clock,
             on_change=partial(self._on_breaker, replica),
         )
-        if self.is_forced:
-            replica.breaker.force_open()
+        _hold(replica.breaker, self.held)
         return replica
 
     def reconfigure(self, policy: ServicePolicy) -> None:
-        """Go by another policy; what is under way stays counted, what is drained or held open by hand stays so."""
+        """Go by another policy; what is under way stays counted, what is drained or held by hand stays so."""
         if policy == self.policy:
             return
         self.policy = policy
@@ -224,18 +225,15 @@ class Upstream:
             replica.breaker.configure(breaker_config(policy.breaker))
         self._look()
 
-    def open_breaker(self) -> None:
-        """Refuse every request until `close_breaker`."""
-        self.is_forced = True
-        for replica in self.replicas:
-            replica.breaker.force_open()
-        self._look()
+    def hold(self, state: State | None, address: Address | None = None) -> None:
+        """Hold every breaker open or closed, or let them decide from now on (None), whatever the replicas did before.
 
-    def close_breaker(self) -> None:
-        """Ask every replica again, whatever it did before."""
-        self.is_forced = False
-        for replica in self.replicas:
-            replica.breaker.reset()
+        With an address, that replica's alone; None then goes back to what holds for the service. Raises NotFound where it is not known.
+        """
+        if address is None:
+            self.held = state
+        for replica in self.replicas if address is None else [self._find(address)]:
+            _hold(replica.breaker, state or self.held)
         self._look()
 
     def drain(self, address: Address) -> None:
@@ -268,7 +266,7 @@ class Upstream:
         closed = states.count(State.CLOSED)
         self._is_calm = closed == len(self.replicas)
         self.limit.resize(closed)
-        if self.is_forced:
+        if self.held is State.OPEN:
             state = State.OPEN
         elif closed or not eligible:
             state = State.CLOSED
@@ -292,7 +290,7 @@ class Upstream:
         left_out += [replica for replica in self.replicas if now < replica.refused_until]
         return {
             "breaker": self.state.value,
-            "is_forced_open": self.is_forced,
+            "held": _text(self.held),
             "in_flight": self.limit.in_flight,
             "in_flight_limit": self.limit.limit,
             "retries": self.retries,
@@ -304,6 +302,7 @@ class Upstream:
                     "address": text_of(replica.address),
                     "state": "draining" if replica.is_drained else "ejected" if replica in left_out else "up",
                     "breaker": replica.breaker.state.value,
+                    "held": _text(held_of(replica.breaker)),
                     "is_drained": replica.is_drained,
                     "refuses": now < replica.refused_until,
                     "in_flight": replica.in_flight,
@@ -320,6 +319,26 @@ def _failure_of(replica: Replica) -> dict[str, str] | None:
         return None
     at = datetime.fromtimestamp(replica.failed_at, UTC).isoformat(timespec="milliseconds")
     return {"at": at, "what": replica.failure}
+
+
+def held_of(breaker: CircuitBreaker) -> State | None:
+    """Return as what a breaker is held by hand."""
+    if breaker.is_forced:
+        return State.OPEN
+    return State.CLOSED if breaker.is_held_closed else None
+
+
+def _hold(breaker: CircuitBreaker, state: State | None) -> None:
+    if state is State.OPEN:
+        breaker.force_open()
+    elif state is State.CLOSED:
+        breaker.force_closed()
+    else:
+        breaker.reset()
+
+
+def _text(state: State | None) -> str | None:
+    return state.value if state is not None else None
 
 
 def breaker_config(policy: BreakerPolicy) -> BreakerConfig:

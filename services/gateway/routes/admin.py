@@ -36,6 +36,9 @@ FORWARDED_BY = frozenset(
 """With all that begin with `x-forwarded`: what proxies add. Each says that somebody else asks, whether what it says is true or not."""
 
 
+Verb = Literal["open", "close", "auto"]
+
+
 class Door:
     """Finds out who asks: the subject of a token, or "loopback". Raises Unauthorized, Forbidden, NotFound where it is off."""
 
@@ -120,12 +123,12 @@ def _views(workers: Workers, configuration: Configuration, authorities: frozense
     @router.get("/breakers", summary="Every service's circuit breaker and those of its replicas")
     async def breakers() -> View:
         found = await workers.view("services")
-        kept = ("breaker", "is_forced_open")
+        kept = ("breaker", "held")
         return {
             "workers": found["workers"],
             "services": {
                 name: {key: service[key] for key in kept}
-                | {"replicas": {item["address"]: item["breaker"] for item in service["replicas"]}}
+                | {"replicas": {item["address"]: {key: item[key] for key in kept} for item in service["replicas"]}}
                 for name, service in found["services"].items()
             },
         }
@@ -150,13 +153,13 @@ def _actions(door: Door, workers: Workers) -> APIRouter:
     router = APIRouter()
     who = Depends(door)
 
-    @router.post("/breakers/{service}/open", summary="Hold a service's breaker open")
-    async def open_breaker(service: str, operator: Annotated[str, who]) -> View:
-        return await workers.act(operator, "open_breaker", service=service)
+    @router.post("/breakers/{service}/{verb}", summary="Hold a service's breakers open or closed, or let them decide")
+    async def hold(service: str, verb: Verb, operator: Annotated[str, who]) -> View:
+        return await workers.act(operator, f"{verb}_breaker", service=service)
 
-    @router.post("/breakers/{service}/close", summary="Close a service's breakers and let them decide again")
-    async def close_breaker(service: str, operator: Annotated[str, who]) -> View:
-        return await workers.act(operator, "close_breaker", service=service)
+    @router.post("/breakers/{service}/{address}/{verb}", summary="The same for one replica (host:port)")
+    async def hold_one(service: str, address: str, verb: Verb, operator: Annotated[str, who]) -> View:
+        return await workers.act(operator, f"{verb}_breaker", service=service, address=address)
 
     @router.post("/instances/{service}/{address}/drain", summary="Send a replica (host:port) no new request")
     async def drain(service: str, address: str, operator: Annotated[str, who], force: bool = False) -> View:

@@ -257,21 +257,67 @@ async def test_requests_under_way_are_shown_without_their_queries(serve, start):
 # What can be done.
 
 
-async def test_a_breaker_held_open_refuses_until_it_is_closed(serve, start):
+async def test_a_breaker_held_open_refuses_until_it_is_let_go(serve, start):
     rig = await start(await serve())
     with capture_logs() as lines:
         assert (await do(rig, "breakers/open/open"))["before"] == "closed"
     (line,) = (line for line in lines if line["event"] == "audit")
     assert (line["action"], line["operator"], line["upstream"]) == ("open_breaker", "loopback", "open")
-    assert (line["before"], line["after"]) == ("closed", "open")
+    assert (line["before"], line["after"]) == ("closed", "held open")
     refused = await call(rig)
     problem = json.loads(refused.body)
     assert (refused.status, problem["code"]) == (503, "breaker_open")
     assert "operator" in problem["detail"]
-    assert (await see(rig, "breakers"))["services"]["open"]["is_forced_open"] is True
-    assert (await do(rig, "breakers/open/close"))["before"] == "open"
+    assert (await see(rig, "breakers"))["services"]["open"]["held"] == "open"
+    assert (await do(rig, "breakers/open/auto"))["before"] == "held open"
     assert (await call(rig)).status == 200
     assert 'gateway_admin_actions_total{action="open_breaker"} 1.0' in rig.app.runtime.metrics.exposition().decode()
+
+
+async def test_a_breaker_held_closed_lets_all_through_however_much_fails(serve, start):
+    rig = await start(await serve(failing))
+    await do(rig, "breakers/open/close")
+    assert {(await call(rig)).status for _ in range(30)} == {504}
+    assert (await see(rig, "breakers"))["services"]["open"]["breaker"] == "closed"
+    await do(rig, "breakers/open/auto")
+    assert {(await call(rig)).status for _ in range(30)} == {504, 503}
+
+
+async def failing(wire: Wire) -> None:
+    while True:
+        await wire.message()
+        await wire.send(answer(b"x", status="504 Gateway Timeout"))
+
+
+async def test_one_replicas_breaker_is_held_by_itself(serve, start):
+    one, other = await serve(), await serve()
+    rig = await start(one, other)
+    done = await do(rig, f"breakers/open/{one.address}/open")
+    assert (done["before"], done["after"]) == ("closed", "held open")
+    assert {(await call(rig)).status for _ in range(20)} == {200}
+    assert not one.wires
+    shown = (await see(rig, "breakers"))["services"]["open"]
+    assert (shown["held"], shown["replicas"][one.address]["held"]) == (None, "open")
+    await do(rig, f"breakers/open/{other.address}/open")
+    refused = await call(rig)
+    assert (refused.status, "operator" in json.loads(refused.body)["detail"]) == (503, True)
+    await do(rig, f"breakers/open/{one.address}/auto")
+    assert (await call(rig)).status == 200
+    assert one.wires
+
+
+async def test_a_service_held_open_is_not_opened_by_a_single_replica(serve, start):
+    one, other = await serve(), await serve()
+    rig = await start(one, other)
+    await do(rig, "breakers/open/open")
+    refused = await do(rig, f"breakers/open/{one.address}/close", 409)
+    assert "breakers/open/auto" in refused["detail"]
+    assert (await call(rig)).status == 503
+
+
+async def test_what_is_no_verb_is_refused_with_those_that_are(serve, start):
+    refused = await do(await start(await serve()), "breakers/open/shut", 422)
+    assert "'open', 'close' or 'auto'" in refused["detail"]
 
 
 async def test_a_drained_replica_gets_nothing_new(serve, start):

@@ -28,13 +28,6 @@ async def statuses(group: Group, count: int = 24) -> set[int]:
     return {(await group.ask("/open/x")).status for _ in range(count)}
 
 
-async def until_agreed(group: Group) -> None:
-    """Wait until all workers say the same of the breaker."""
-    async with asyncio.timeout(10):
-        while (await operate(group, "breakers"))["services"]["open"]["breaker"] != "open":
-            await asyncio.sleep(0.02)
-
-
 async def test_an_action_is_done_in_every_worker_and_by_the_successor_of_one_too(serve, start):  # noqa: F811
     group = await start(await serve())
     done = await operate(group, "breakers/open/open", method="POST")
@@ -43,15 +36,29 @@ async def test_an_action_is_done_in_every_worker_and_by_the_successor_of_one_too
 
     os.kill(group.workers()[0], signal.SIGKILL)
     await group.logged("started", 3)
-    await until_agreed(group)
     assert await statuses(group) == {503}
+    assert (await operate(group, "breakers"))["services"]["open"]["held"] == "open"
 
-    await operate(group, "breakers/open/close", method="POST")
+    await operate(group, "breakers/open/auto", method="POST")
     assert await statuses(group) == {200}
     assert [(line["action"], line["upstream"]) for line in group.lines("audit")] == [
         ("open_breaker", "open"),
-        ("close_breaker", "open"),
+        ("auto_breaker", "open"),
     ]
+
+
+async def test_a_successor_holds_single_replicas_and_drains_as_the_others_do(serve, start):  # noqa: F811
+    group = await start(await serve())
+    (address,) = (await operate(group, "breakers"))["services"]["open"]["replicas"]
+    await operate(group, f"breakers/open/{address}/close", method="POST")
+    await operate(group, f"instances/open/{address}/drain?force=true", method="POST")
+    os.kill(group.workers()[0], signal.SIGKILL)
+    await group.logged("started", 3)
+    found = await operate(group, "instances")
+    (replica,) = found["services"]["open"]["replicas"]
+    assert found["workers"] == {"answered": [1, 2]}
+    assert (replica["held"], replica["state"], replica["breaker"]) == ("closed", "draining", "closed")
+    assert await statuses(group) == {503}
 
 
 async def test_numbers_of_all_workers_are_added_up(serve, start):  # noqa: F811
@@ -97,7 +104,7 @@ async def test_an_action_whose_client_waits_no_longer_is_finished_and_leaves_its
         os.kill(stopped, signal.SIGCONT)
     assert cut
     await eventually(lambda: cut <= {line["request_id"] for line in group.lines("audit")})
-    assert {line["after"] for line in group.lines("audit")} == {"open"}
+    assert {line["after"] for line in group.lines("audit")} == {"held open"}
     assert await statuses(group) == {503}
     for wire in wires:
         wire.abort()

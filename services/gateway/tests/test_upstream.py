@@ -295,20 +295,20 @@ def test_stream_that_breaks_off_after_hours_is_none(make):
 
 def test_operator_opens_it_and_closes_it(make, clock):
     upstream = make(A, B)
-    upstream.open_breaker()
+    upstream.hold(State.OPEN)
     clock.now += 1000
     assert refusal(upstream).problem_code == "breaker_open"
     upstream.refresh([A, B, C])
     with pytest.raises(Unavailable):
         upstream.begin()
-    upstream.close_breaker()
+    upstream.hold(None)
     assert set(chosen(upstream)) == {A, B, C}
 
 
 def test_operator_closes_one_that_opened_by_itself(make):
     upstream = make(A)
     kill(upstream)
-    upstream.close_breaker()
+    upstream.hold(None)
     upstream.admit()
     assert begin(upstream).address == A
 
@@ -322,6 +322,6 @@ def test_changes_are_told_of_replicas_and_of_the_service(make, clock):
     fail(upstream, B)
     assert told == [("users", B, State.CLOSED, State.OPEN), ("users", None, State.CLOSED, State.OPEN)]
     told.clear()
-    upstream.close_breaker()
+    upstream.hold(None)
     assert told[-1] == ("users", B, State.OPEN, State.CLOSED)
     assert ("users", None, State.OPEN, State.CLOSED) in told

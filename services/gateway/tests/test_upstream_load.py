@@ -69,7 +69,7 @@ def test_replica_left_out_takes_its_part_of_the_limit_along(make):
     assert upstream.limit.limit == 10
     upstream.drain(A)
     upstream.undrain(A)
-    upstream.close_breaker()
+    upstream.hold(None)
     assert upstream.limit.limit == 20
 
 
@@ -174,7 +174,7 @@ def test_busy_replica_passes_a_repeatable_request_on_and_is_not_asked_again(make
     assert upstream.retries == 1
     fail(upstream, B)
     assert upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.BUSY, tried=[A]) is None
-    upstream.close_breaker()
+    upstream.hold(None)
     upstream.drain(B)
     assert upstream.may_retry("GET", has_idempotency_key=False, outcome=Outcome.BUSY, tried=[A]) is None
 
@@ -238,7 +238,7 @@ def test_another_policy_keeps_what_operators_did_and_what_is_under_way(make):
     upstream = make(A, B)
     attempt = begin_at(upstream, A)
     upstream.drain(B)
-    upstream.open_breaker()
+    upstream.hold(State.OPEN)
     upstream.reconfigure(ServicePolicy(retries_max=1))
     assert upstream.state is State.OPEN
     assert upstream.replicas[1].is_drained
