@@ -194,7 +194,8 @@ class UpstreamConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, whatever is under way."""
         self.is_open = False
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None:
+            # One that closes already may wait for ever: for a peer to take what is still to be written.
             self._transport.abort()
 
     @property
@@ -258,8 +259,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._tell()
 
     def eof_received(self) -> None:
-        # The transport closes now, and says so to `connection_lost` later.
-        self.is_open = False
+        # The service says no more, so what it has not taken of the request does not matter. Closing would wait until it had.
+        self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.resume_writing()

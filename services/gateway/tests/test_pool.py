@@ -53,6 +53,29 @@ async def test_unfinished_connection_is_not_kept(address):
     await eventually(lambda: pool.connection_count == 0)
 
 
+async def test_a_service_that_says_its_last_and_reads_no_more_is_let_go_at_once():
+    is_over = asyncio.Event()
+
+    async def half_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()
+        writer.write_eof()
+        await is_over.wait()
+        writer.transport.abort()
+
+    pool = Pool()
+    async with await asyncio.start_server(half_close, "127.0.0.1", 0) as server:
+        connection = await pool.acquire(server.sockets[0].getsockname())
+        connection.start(is_head_request=False)
+        # More than the sockets' buffers hold.
+        connection.write(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n" + b"x" * 50_000_000)
+        try:
+            await eventually(lambda: connection.is_failed)
+            assert pool.connection_count == 0
+        finally:
+            is_over.set()
+
+
 async def test_full_pool_hands_the_next_free_connection_to_whoever_waits(address):
     pool = Pool(connections_max=1)
     first = await used(await pool.acquire(address))
