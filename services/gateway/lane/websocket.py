@@ -17,7 +17,6 @@ from services.gateway.lane.attempt import Attempt, Outcome
 from services.gateway.lane.call import Call
 from services.gateway.lane.forward import forwarding_headers
 from services.gateway.lane.head import Headers, read_answer
-from services.gateway.lane.pool import CONNECT_TIMEOUT_S
 from services.gateway.lane.upstream import Upstream
 from services.gateway.lane.upstreams import Upstreams
 from services.gateway.model import Route
@@ -180,7 +179,9 @@ async def _open(upstream: Upstream, route: Route, call: Call, scope: Scope) -> t
         if attempt is None:
             break
         try:
-            connection = await _handshake(attempt.address, call, scope)
+            connection = await _handshake(
+                attempt.address, call, scope, connect_timeout_s=upstream.policy.connect_timeout_s
+            )
         except OSError as error:
             attempt.failed(f"took no connection: {type(error).__name__}")
             attempt.end(Outcome.REFUSED)
@@ -226,7 +227,7 @@ def _check_origin(call: Call) -> None:
     raise Forbidden("this origin may not open a WebSocket here", code="origin_not_allowed")
 
 
-async def _handshake(address: Address, call: Call, scope: Scope) -> ClientConnection:
+async def _handshake(address: Address, call: Call, scope: Scope, *, connect_timeout_s: float) -> ClientConnection:
     """Connect and shake hands with one replica, with no redirect followed. Raises OSError where nothing took the connection."""
     path, _, query = call.target.decode("ascii").partition("?")
     subprotocols = [Subprotocol(name) for name in scope["subprotocols"] if name]
@@ -243,7 +244,7 @@ async def _handshake(address: Address, call: Call, scope: Scope) -> ClientConnec
         max_queue=QUEUED_FRAMES_MAX,
     )
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        async with asyncio.timeout(connect_timeout_s):
             await asyncio.get_running_loop().create_connection(lambda: connection, *address)
     except TimeoutError as error:
         raise ConnectionError("no connection in time") from error

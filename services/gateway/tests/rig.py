@@ -87,8 +87,11 @@ timeout_s = 2
 ONE_TRY = """
 [services.open]
 retries_max = 0
+connect_timeout_s = 5
 """
-"""So that what one upstream does is what the client sees; retries have their own tests."""
+"""So that what one upstream does is what the client sees; retries have their own tests. And a machine that stands still for a second
+does not look like a service that takes no connection.
+"""
 
 Fleet = dict[str, list[str]]
 

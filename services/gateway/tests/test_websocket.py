@@ -1,7 +1,9 @@
 """The WebSocket proxy: messages, closes and refusals both ways, against the websockets library at either end."""
 
 import asyncio
+import contextlib
 import json
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -10,7 +12,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Request, Response
 
-from services.gateway.tests.rig import eventually
+from services.gateway.tests.rig import ROUTES, eventually
 from services.gateway.tests.scripted import answer
 
 Handler = Callable[[ServerConnection], Awaitable[None]]
@@ -309,3 +311,22 @@ async def test_server_that_stops_closes_with_1012(chat):
         await client.recv()
     assert closed.value.rcvd.code == 1012
     await eventually(lambda: service.connections[0].close_code is not None)
+
+
+@pytest.mark.slow  # waits for the handshake's time
+async def test_the_time_to_connect_is_that_of_the_services_policy(start):
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        # Its queue is full, so that a further connection neither comes about nor is refused.
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        for _ in range(3):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        config = ROUTES + "[services.open]\nconnect_timeout_s = {}\n"
+        for connect_timeout_s, status in ((0.2, 503), (30, 504)):
+            rig = await start(fleet={"open": [f"127.0.0.1:{port}"]}, config=config.format(connect_timeout_s))
+            with pytest.raises(InvalidStatus) as refused:
+                await connect(f"ws://127.0.0.1:{rig.port}/ws/chat", proxy=None)
+            assert refused.value.response.status_code == status
