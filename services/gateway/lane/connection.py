@@ -150,12 +150,16 @@ class UpstreamConnection(asyncio.Protocol):
             await asyncio.shield(self._can_write)
 
     async def response_head(self) -> ResponseHead:
-        """Wait for the answer's head, interim answers skipped. Raises UpstreamFault."""
-        while self.head is None:
+        """Wait for the answer's head, interim answers skipped. Raises UpstreamFault, also where what followed it broke off meanwhile.
+
+        The client has seen nothing of such an answer, so the request may still be repeated.
+        """
+        while True:
             if self._fault is not None:
                 raise self._fault
+            if self.head is not None:
+                return self.head
             await self.wait()
-        return self.head
 
     def take(self) -> tuple[bytes, bool]:
         """Return what came of the body since the last call and whether it has ended. Raises UpstreamFault."""

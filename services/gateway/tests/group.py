@@ -64,7 +64,7 @@ def environment(folder: Path, port: int, count: int) -> dict[str, str]:
         "RH_GATEWAY_WORKERS": str(count),
         "RH_GATEWAY_REPLICA": "gateway-1",
         "RH_GATEWAY_METRICS_ACCESS": "open",
-        "RH_GATEWAY_DRAIN_WAIT_S": "0.2",
+        "RH_GATEWAY_DRAIN_WAIT_S": "1",
         "RH_GATEWAY_ENDPOINTS": (folder / "endpoints.json").as_uri(),
         "RH_GATEWAY_CONFIG_FILE": str(folder / "config.toml"),
     }

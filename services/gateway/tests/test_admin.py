@@ -387,5 +387,7 @@ async def test_a_changed_file_is_put_to_use_and_holds_stay(serve, start, tmp_pat
     rig = await start(await serve(), config_file=str(file))
     await do(rig, "breakers/open/open")
     file.write_text(ROUTES + "\n[services.open]\nretries_max = 1\n")
-    assert (await do(rig, "reload"))["changes"] == {"changed": ["service open: retries_max 0 -> 1"]}
+    assert (await do(rig, "reload"))["changes"] == {
+        "changed": ["service open: connect_timeout_s 5.0 -> 1.0, retries_max 0 -> 1"]
+    }
     assert (await call(rig)).status == 503

@@ -20,6 +20,12 @@ timeout_s = 5
 try_timeout_s = 2
 """
 
+NEVER_OPENS = """
+[services.open]
+retry_share = 1
+breaker = {window = 1000, volume_min = 1000}
+"""
+
 
 @pytest.fixture
 def lane() -> str:
@@ -98,3 +104,41 @@ async def test_answer_that_comes_in_parts_is_passed_on_as_it_comes(serve, start)
     assert await client.exactly(4) == b"half"
     await slow.parts.put(b"half")
     assert await client.exactly(4) == b"half"
+
+
+async def test_answer_that_breaks_off_before_the_client_saw_any_of_it_is_asked_for_again(serve, start):
+    broken = 0
+
+    async def break_off(wire: Wire) -> None:
+        """What a killed service does now and then: the head is out, the body is not."""
+        nonlocal broken
+        await wire.message()
+        await wire.send(answer(b"whole"))
+        await wire.message()
+        broken += 1
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")
+
+    async def hold(wire: Wire) -> None:
+        while True:
+            await wire.message()
+            await wire.send(answer(b"whole"))
+
+    rig = await start(await serve(break_off), await serve(hold), config=ROUTES + NEVER_OPENS)
+    client = await rig.connect()
+    while broken < 5:
+        reply = await client.ask(rig.get("/open/x"))
+        assert (reply.status, reply.body) == (200, b"whole")
+
+
+async def test_answer_that_breaks_off_and_must_not_be_asked_for_again_is_a_bad_gateway(serve, start):
+    async def break_off(wire: Wire) -> None:
+        await wire.message()
+        await wire.send(answer(b"whole"))
+        await wire.message()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")
+
+    rig = await start(await serve(break_off), config=ROUTES + NEVER_OPENS)
+    client = await rig.connect()
+    assert (await client.ask(rig.post("/open/x", b"body"))).status == 200
+    await eventually(lambda: not rig.state.tasks)
+    assert (await client.ask(rig.post("/open/x", b"body"))).status == 502
