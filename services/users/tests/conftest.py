@@ -27,6 +27,20 @@ ADMIN_PASSWORD = "admin-secret"
 PASSWORD = "correct horse"
 
 
+TABLES = [
+    "users",
+    "deleted_users",
+    "credentials",
+    "sessions",
+    "signing_keys",
+    "outbox",
+    "audit",
+    "idempotency",
+    "one_time_tokens",
+    "mail_outbox",
+]
+
+
 @pytest.fixture(autouse=True)
 def cheap_seal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two derivations of 50 ms in every start would be half of the suite."""
@@ -77,7 +91,7 @@ async def store(store_url: str) -> AsyncIterator[Store]:
     """Each store in turn, empty."""
     async with open_store(store_url, name="test") as found:
         if store_url != "memory://":
-            await execute(store_url, "TRUNCATE users, credentials, sessions, signing_keys, outbox")
+            await execute(store_url, f"TRUNCATE {', '.join(TABLES)}")
         yield found
 
 
