@@ -8,13 +8,18 @@ from shared.deadline import Deadline
 
 @dataclass(slots=True)
 class RequestContext:
-    """`subject` is filled in once the access token is verified; it goes to logs, never to decisions."""
+    """`subject` is filled in once the access token is verified; it goes to logs, never to decisions.
+
+    `forwarded_for` is the header as it came, `peer` the address of the connection; who may be believed, a service knows.
+    """
 
     request_id: str
     traceparent: str = ""
     deadline: Deadline | None = None
     subject: str = ""
     route: str = ""
+    forwarded_for: str = ""
+    peer: str = ""
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("roundhouse_request", default=None)

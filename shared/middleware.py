@@ -49,10 +49,13 @@ class RequestLog:
         given = header_of(scope, b"x-request-id").decode("latin-1")
         trace = header_of(scope, b"traceparent")
         deadline = header_of(scope, _DEADLINE)
+        peer = scope.get("client")
         return context.RequestContext(
             request_id=given if ids.is_request_id(given) else ids.new_request_id(),
             traceparent=trace.decode() if _TRACEPARENT.fullmatch(trace) else mint_traceparent(sampled=False),
             deadline=Deadline.from_header(deadline.decode("latin-1")) if deadline else None,
+            forwarded_for=header_of(scope, b"x-forwarded-for").decode("latin-1"),
+            peer=peer[0] if peer else "",
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

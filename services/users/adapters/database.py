@@ -8,8 +8,15 @@ from typing import Protocol
 from starlette.requests import HTTPConnection
 
 from services.users.adapters.keys import KeyStore
-from services.users.adapters.memory import MemoryDatabase, MemoryKeys, MemoryOutbox, MemorySessions, MemoryUsers
-from services.users.domain.ports import Outbox, SessionRepository, UserRepository
+from services.users.adapters.memory import (
+    MemoryAudit,
+    MemoryDatabase,
+    MemoryKeys,
+    MemoryOutbox,
+    MemorySessions,
+    MemoryUsers,
+)
+from services.users.domain.ports import AuditLog, Outbox, SessionRepository, UserRepository
 from shared.app import parts_of
 
 
@@ -21,6 +28,7 @@ class Store:
     sessions: SessionRepository
     outbox: Outbox
     keys: KeyStore
+    audit: AuditLog
     ping: Callable[[], Awaitable[None]]
 
 
@@ -34,9 +42,17 @@ async def open_store(url: str, *, name: str, connections_max: int = 10) -> Async
     """Open the store of a `memory://` or `postgresql://` URL, migrated; `name` is shown to the server. Raises StoreError."""
     if url.startswith("memory:"):
         memory = MemoryDatabase()
-        yield Store(MemoryUsers(memory), MemorySessions(memory), MemoryOutbox(memory), MemoryKeys(memory), memory.ping)
+        yield Store(
+            users=MemoryUsers(memory),
+            sessions=MemorySessions(memory),
+            outbox=MemoryOutbox(memory),
+            keys=MemoryKeys(memory),
+            audit=MemoryAudit(memory),
+            ping=memory.ping,
+        )
         return
     # Here, so that a process on memory:// does not pay for the driver.
+    from services.users.adapters.postgres.audit import PostgresAudit
     from services.users.adapters.postgres.keys import PostgresKeys
     from services.users.adapters.postgres.migrate import migrate, read_migrations
     from services.users.adapters.postgres.outbox import PostgresOutbox
@@ -47,11 +63,12 @@ async def open_store(url: str, *, name: str, connections_max: int = 10) -> Async
     async with open_database(url, name=name, connections_max=connections_max) as database:
         await migrate(url, name=name, migrations=read_migrations())
         yield Store(
-            PostgresUsers(database),
-            PostgresSessions(database),
-            PostgresOutbox(url, name=name),
-            PostgresKeys(database),
-            database.ping,
+            users=PostgresUsers(database),
+            sessions=PostgresSessions(database),
+            outbox=PostgresOutbox(url, name=name),
+            keys=PostgresKeys(database),
+            audit=PostgresAudit(database),
+            ping=database.ping,
         )
 
 

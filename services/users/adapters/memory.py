@@ -4,14 +4,17 @@ For tests and a single replica. Every write checks all it needs before it change
 """
 
 import asyncio
+import copy
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from services.users.domain.ports import SESSIONS_PER_USER_MAX, RefreshReused, VersionChanged
 from services.users.domain.users import taken
-from services.users.model.records import Credentials, Event, Session, StoredKey, User
+from services.users.model.records import AuditEntry, AuditQuery, Credentials, Event, Session, StoredKey, User
 from services.users.model.text import fold
 from shared.errors import NotFound
 
@@ -36,6 +39,8 @@ class MemoryDatabase:
         self.sessions: Collection[Session] = Collection("sessions")
         self.outbox: Collection[Event] = Collection("outbox")
         self.keys: Collection[StoredKey] = Collection("keys")
+        self.audit: Collection[AuditEntry] = Collection("audit")
+        self._numbers = itertools.count(1)
         # Ids by folded username and by address; kept under the lock of `users`.
         self.logins: dict[str, str] = {}
 
@@ -50,6 +55,13 @@ class MemoryDatabase:
     async def ping(self) -> None:
         """Return at once: memory is always there."""
 
+    def record(self, *entries: AuditEntry | None) -> None:
+        """Add entries to the audit log, leaving out what is None; the caller holds the lock of `audit`."""
+        for entry in entries:
+            if entry is not None:
+                number = next(self._numbers)
+                self.audit.records[str(number)] = replace(copy.deepcopy(entry), number=number)
+
     def end_sessions(self, user_id: str, *, keep: str = "") -> None:
         """Drop a user's sessions; the caller holds the lock."""
         records = self.sessions.records
@@ -63,12 +75,14 @@ class MemoryUsers:
     def __init__(self, database: MemoryDatabase) -> None:
         self._db = database
 
-    async def add(self, user: User, password_hash: str, event: Event) -> None:
-        async with self._db.locked(self._db.users, self._db.credentials, self._db.outbox):
+    async def add(self, user: User, password_hash: str, event: Event, *, audit: AuditEntry | None = None) -> None:
+        db = self._db
+        async with db.locked(db.users, db.credentials, db.outbox, db.audit):
             self._refuse_taken(user)
             self._store(user)
-            self._db.credentials.records[user.id] = password_hash
-            self._db.outbox.records[event.id] = event
+            db.credentials.records[user.id] = password_hash
+            db.outbox.records[event.id] = event
+            db.record(audit)
 
     def _refuse_taken(self, user: User) -> None:
         if self._db.logins.get(fold(user.username), user.id) != user.id:
@@ -106,10 +120,17 @@ class MemoryUsers:
             return [self._db.users.records[user_id] for user_id in ids[:limit]]
 
     async def replace(
-        self, user: User, event: Event, *, expected_version: int, password_hash: str = "", keep_session: str = ""
+        self,
+        user: User,
+        event: Event,
+        *,
+        expected_version: int,
+        password_hash: str = "",
+        keep_session: str = "",
+        audit: AuditEntry | None = None,
     ) -> None:
         db = self._db
-        async with db.locked(db.users, db.credentials, db.sessions, db.outbox):
+        async with db.locked(db.users, db.credentials, db.sessions, db.outbox, db.audit):
             self._require_version(user.id, expected_version)
             self._refuse_taken(user)
             self._store(user)
@@ -117,20 +138,24 @@ class MemoryUsers:
                 db.credentials.records[user.id] = password_hash
                 db.end_sessions(user.id, keep=keep_session)
             db.outbox.records[event.id] = event
+            db.record(audit)
 
     def _require_version(self, user_id: str, expected_version: int) -> None:
         current = self._db.users.records.get(user_id)
         if current is None or current.version != expected_version:
             raise VersionChanged
 
-    async def remove(self, user_id: str, event: Event, *, expected_version: int) -> None:
+    async def remove(
+        self, user_id: str, event: Event, *, expected_version: int, audit: AuditEntry | None = None
+    ) -> None:
         db = self._db
-        async with db.locked(db.users, db.credentials, db.sessions, db.outbox):
+        async with db.locked(db.users, db.credentials, db.sessions, db.outbox, db.audit):
             self._require_version(user_id, expected_version)
             self._forget(user_id)
             del db.credentials.records[user_id]
             db.end_sessions(user_id)
             db.outbox.records[event.id] = event
+            db.record(audit)
 
     async def rehash(self, user_id: str, *, old_hash: str, new_hash: str) -> None:
         async with self._db.locked(self._db.credentials):
@@ -140,6 +165,28 @@ class MemoryUsers:
     async def has_admin(self) -> bool:
         async with self._db.locked(self._db.users):
             return any(user.role == "admin" for user in self._db.users.records.values())
+
+
+class MemoryAudit:
+    """The audit log of a MemoryDatabase; an AuditLog."""
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._db = database
+
+    async def page(self, query: AuditQuery) -> list[AuditEntry]:
+        async with self._db.locked(self._db.audit):
+            found = [entry for entry in reversed(self._db.audit.records.values()) if _is_asked_for(entry, query)]
+            return copy.deepcopy(found[: query.limit])
+
+
+def _is_asked_for(entry: AuditEntry, query: AuditQuery) -> bool:
+    return (
+        query.user_id in ("", entry.user_id)
+        and query.actor_id in ("", entry.actor_id)
+        and query.action in ("", entry.action)
+        and (query.since is None or entry.at >= query.since)
+        and (query.before is None or entry.number < query.before)
+    )
 
 
 class MemorySessions:

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
-from services.users.model.records import Credentials, Event, Session, User
+from services.users.model.records import AuditEntry, AuditQuery, Credentials, Event, Session, User
 
 SESSIONS_PER_USER_MAX = 100
 """One more ends the oldest, so that a script that only ever logs in cannot fill the table."""
@@ -20,9 +20,9 @@ class RefreshReused(Exception):
 
 
 class UserRepository(Protocol):
-    """Every write stores its event with the change or neither. All calls may raise Unavailable."""
+    """Every write stores its event and its line of the audit log with the change, or nothing. All calls may raise Unavailable."""
 
-    async def add(self, user: User, password_hash: str, event: Event) -> None:
+    async def add(self, user: User, password_hash: str, event: Event, *, audit: AuditEntry | None = None) -> None:
         """Store a new user. Raises Conflict naming the field that is taken."""
 
     async def get(self, user_id: str) -> User:
@@ -35,7 +35,14 @@ class UserRepository(Protocol):
         """Return up to `limit` users with id > `after`, by id."""
 
     async def replace(
-        self, user: User, event: Event, *, expected_version: int, password_hash: str = "", keep_session: str = ""
+        self,
+        user: User,
+        event: Event,
+        *,
+        expected_version: int,
+        password_hash: str = "",
+        keep_session: str = "",
+        audit: AuditEntry | None = None,
     ) -> None:
         """Store a changed user, whose version is `expected_version` + 1.
 
@@ -43,7 +50,9 @@ class UserRepository(Protocol):
         Raises VersionChanged, Conflict naming the field that is taken.
         """
 
-    async def remove(self, user_id: str, event: Event, *, expected_version: int) -> None:
+    async def remove(
+        self, user_id: str, event: Event, *, expected_version: int, audit: AuditEntry | None = None
+    ) -> None:
         """Delete a user with its sessions. Raises VersionChanged."""
 
     async def rehash(self, user_id: str, *, old_hash: str, new_hash: str) -> None:
@@ -71,6 +80,13 @@ class SessionRepository(Protocol):
 
     async def end(self, session_id: str) -> None:
         """Remove a session; nothing happens when it is gone already."""
+
+
+class AuditLog(Protocol):
+    """Its entries are written by whoever stores what they tell of. All calls may raise Unavailable."""
+
+    async def page(self, query: AuditQuery) -> list[AuditEntry]:
+        """Return up to `query.limit` entries, newest first."""
 
 
 class OutboxLine(Protocol):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from services.users.domain.audit import differences, entry_of, shown
 from services.users.domain.events import event_of
 from services.users.domain.ports import PasswordHasher, Tally, UserRepository, VersionChanged
 from services.users.model.records import Actor, Match, Page, Role, User
@@ -60,12 +61,12 @@ class UserService:
         self._announce = announce
         self._requires_match = requires_match
 
-    async def register(self, draft: Draft) -> User:
+    async def register(self, draft: Draft, actor: Actor | None = None) -> User:
         """Store a new user. Raises Conflict, InvalidInput, Unavailable."""
         _refuse_reserved(draft.username)
-        return await self._add(draft)
+        return await self._add(draft, actor)
 
-    async def _add(self, draft: Draft) -> User:
+    async def _add(self, draft: Draft, actor: Actor | None = None) -> User:
         _refuse_guessable(draft.password, draft.username, draft.email)
         password_hash = await self._passwords.hash(draft.password)
         now = datetime.now(UTC)
@@ -79,7 +80,8 @@ class UserService:
             created_at=now,
             updated_at=now,
         )
-        await self._repository.add(user, password_hash, event_of(user, "created"))
+        audit = entry_of("user.created", user_id=user.id, actor=actor, after=shown(user))
+        await self._repository.add(user, password_hash, event_of(user, "created"), audit=audit)
         self._tally.user_created()
         self._announce()
         return user
@@ -129,6 +131,7 @@ class UserService:
                 return current
             if "username" in fields and current.role != "admin":
                 _refuse_reserved(changed.username)
+            before, after = differences(current, changed, fields)
             try:
                 await self._repository.replace(
                     changed,
@@ -136,6 +139,7 @@ class UserService:
                     expected_version=current.version,
                     password_hash=password_hash,
                     keep_session=actor.session_id if actor.user_id == user_id else "",
+                    audit=entry_of("user.updated", user_id=user_id, actor=actor, before=before, after=after),
                 )
             except VersionChanged:
                 current = await self._writable(actor, user_id, match)
@@ -149,7 +153,12 @@ class UserService:
         for _ in range(WRITE_TRIES_MAX):
             current = await self._writable(actor, user_id, match)
             try:
-                await self._repository.remove(user_id, event_of(current, "deleted"), expected_version=current.version)
+                await self._repository.remove(
+                    user_id,
+                    event_of(current, "deleted"),
+                    expected_version=current.version,
+                    audit=entry_of("user.deleted", user_id=user_id, actor=actor, before=shown(current)),
+                )
             except VersionChanged:
                 continue
             self._announce()

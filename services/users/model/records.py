@@ -1,8 +1,9 @@
 """Records: what is stored and passed about inside, immutable."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["user", "admin"]
 
@@ -76,6 +77,36 @@ class Event:
     id: str
     subject: str
     payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Who did what to whom: `action` such as `user.updated`, ids empty where there is nobody, `before` and `after` masked.
+
+    `number` is given by the store, in the order of writing; `address` is the client's.
+    """
+
+    action: str
+    at: datetime
+    user_id: str = ""
+    actor_id: str = ""
+    request_id: str = ""
+    address: str = ""
+    before: Mapping[str, Any] | None = None
+    after: Mapping[str, Any] | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AuditQuery:
+    """Which entries, newest first; what is empty does not limit. `before` is the number to go on from."""
+
+    user_id: str = ""
+    actor_id: str = ""
+    action: str = ""
+    since: datetime | None = None
+    before: int | None = None
+    limit: int = 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,11 +250,11 @@ async def test_deleting_a_changed_record_is_tried_again(database, passwords, tal
     class Slippery(MemoryUsers):
         times = 2
 
-        async def remove(self, user_id, event, *, expected_version):
+        async def remove(self, user_id, event, **values):
             self.times -= 1
             if self.times > 0:
                 raise VersionChanged
-            await super().remove(user_id, event, expected_version=expected_version)
+            await super().remove(user_id, event, **values)
 
     service = UserService(Slippery(database), passwords, tally=tally, announce=lambda: None)
 

@@ -4,27 +4,30 @@ from typing import Any
 
 import asyncpg
 
+from services.users.adapters.postgres.audit import audit_json, audit_rows
 from services.users.adapters.postgres.pool import Database
 from services.users.domain.ports import VersionChanged
 from services.users.domain.users import taken
-from services.users.model.records import Credentials, Event, User
+from services.users.model.records import AuditEntry, Credentials, Event, User
 from services.users.model.text import fold
 from shared.errors import Conflict, NotFound
 
 COLUMNS = "u.id, u.username, u.email, u.full_name, u.role, u.version, u.created_at, u.updated_at"
 
-_ADD = """
+_ADD = f"""
 WITH added AS (
     INSERT INTO users (id, username, username_folded, email, full_name, role, version, created_at, updated_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 ), secret AS (
     INSERT INTO credentials (user_id, password_hash) VALUES ($1, $10)
+), audited AS (
+    {audit_rows("$14")}
 )
 INSERT INTO outbox (id, subject, payload) VALUES ($11, $12, $13)
-"""
+"""  # noqa: S608 - constants only
 
 # A NULL hash leaves credentials and sessions alone. The event is drawn from `changed`, so its number comes after the row lock.
-_REPLACE = """
+_REPLACE = f"""
 WITH changed AS (
     UPDATE users SET username = $2, username_folded = $3, email = $4, full_name = $5, role = $6, version = $7, updated_at = $8
     WHERE id = $1 AND version = $9
@@ -34,14 +37,20 @@ WITH changed AS (
 ), ended AS (
     DELETE FROM sessions USING changed
     WHERE user_id = changed.id AND $10::text IS NOT NULL AND sessions.id IS DISTINCT FROM $11::uuid
+), audited AS (
+    {audit_rows("$15", when="changed")}
 )
 INSERT INTO outbox (id, subject, payload) SELECT $12, $13, $14 FROM changed RETURNING id
-"""
+"""  # noqa: S608 - constants only
 
-_REMOVE = """
-WITH removed AS (DELETE FROM users WHERE id = $1 AND version = $2 RETURNING id)
+_REMOVE = f"""
+WITH removed AS (
+    DELETE FROM users WHERE id = $1 AND version = $2 RETURNING id
+), audited AS (
+    {audit_rows("$6", when="removed")}
+)
 INSERT INTO outbox (id, subject, payload) SELECT $3, $4, $5 FROM removed RETURNING id
-"""
+"""  # noqa: S608 - constants only
 
 
 class PostgresUsers:
@@ -50,7 +59,7 @@ class PostgresUsers:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    async def add(self, user: User, password_hash: str, event: Event) -> None:
+    async def add(self, user: User, password_hash: str, event: Event, *, audit: AuditEntry | None = None) -> None:
         try:
             await self._db.rows(
                 _ADD,
@@ -67,6 +76,7 @@ class PostgresUsers:
                 event.id,
                 event.subject,
                 event.payload,
+                audit_json(audit),
             )
         except asyncpg.UniqueViolationError as error:
             raise _taken_of(error) from error
@@ -96,7 +106,14 @@ class PostgresUsers:
         return [user_of(row) for row in found]
 
     async def replace(
-        self, user: User, event: Event, *, expected_version: int, password_hash: str = "", keep_session: str = ""
+        self,
+        user: User,
+        event: Event,
+        *,
+        expected_version: int,
+        password_hash: str = "",
+        keep_session: str = "",
+        audit: AuditEntry | None = None,
     ) -> None:
         try:
             stored = await self._db.row(
@@ -115,14 +132,19 @@ class PostgresUsers:
                 event.id,
                 event.subject,
                 event.payload,
+                audit_json(audit),
             )
         except asyncpg.UniqueViolationError as error:
             raise _taken_of(error) from error
         if stored is None:
             raise VersionChanged
 
-    async def remove(self, user_id: str, event: Event, *, expected_version: int) -> None:
-        removed = await self._db.row(_REMOVE, user_id, expected_version, event.id, event.subject, event.payload)
+    async def remove(
+        self, user_id: str, event: Event, *, expected_version: int, audit: AuditEntry | None = None
+    ) -> None:
+        removed = await self._db.row(
+            _REMOVE, user_id, expected_version, event.id, event.subject, event.payload, audit_json(audit)
+        )
         if removed is None:
             raise VersionChanged
 
