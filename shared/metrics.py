@@ -1,12 +1,14 @@
 """Metrics: the names every service exports, in one table, on a registry of its own."""
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
+
+from shared.cache.entries import CacheStatistics
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -86,6 +88,56 @@ def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:
     return found
 
 
+class CacheSeries(Collector):
+    """What the caches of a service count, read at each scrape."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._watched: dict[str, Callable[[], CacheStatistics]] = {}
+        registry.register(self)
+
+    def watch(self, cache: str, statistics: Callable[[], CacheStatistics]) -> None:
+        """Show what a cache counts under its name."""
+        self._watched[cache] = statistics
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the `cache_...` series, where there is a cache."""
+        if not self._watched:
+            return ()
+        reads = CounterMetricFamily(
+            "cache_reads",
+            "Reads by how they were answered (a joined one waited for another's miss).",
+            labels=("cache", "result"),
+        )
+        removed = CounterMetricFamily(
+            "cache_removed",
+            "Entries that went for want of room (evicted) or at their time (expired).",
+            labels=("cache", "reason"),
+        )
+        refused = CounterMetricFamily("cache_refused", "Loads older than what was known, not kept.", labels=("cache",))
+        heard = CounterMetricFamily("cache_changes_heard", "Changes heard of other replicas.", labels=("cache",))
+        flushes = CounterMetricFamily(
+            "cache_flushes",
+            "Times the local tier was emptied because something may have been missed.",
+            labels=("cache",),
+        )
+        errors = CounterMetricFamily("cache_errors", "Times the shared tier did not answer.", labels=("cache",))
+        entries = GaugeMetricFamily("cache_entries", "Entries of the local tier.", labels=("cache",))
+        used = GaugeMetricFamily("cache_bytes", "Bytes that the local tier takes, about.", labels=("cache",))
+        for name, statistics in self._watched.items():
+            found = statistics()
+            for result in ("hits", "remote_hits", "misses", "joined", "stale"):
+                reads.add_metric((name, result), getattr(found, result))
+            for reason in ("evicted", "expired"):
+                removed.add_metric((name, reason), getattr(found, reason))
+            refused.add_metric((name,), found.refused)
+            heard.add_metric((name,), found.changes)
+            flushes.add_metric((name,), found.flushes)
+            errors.add_metric((name,), found.errors)
+            entries.add_metric((name,), found.entries)
+            used.add_metric((name,), found.bytes_used)
+        return reads, removed, refused, heard, flushes, errors, entries, used
+
+
 class Metrics:
     """The request metrics and the registry to which a service adds its own."""
 
@@ -94,6 +146,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.requests = RequestSeries(self.registry)
+        self.caches = CacheSeries(self.registry)
 
     def exposition(self) -> bytes:
         """Return everything in Prometheus's text format."""

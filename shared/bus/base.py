@@ -61,6 +61,10 @@ Handler = Callable[[Message], Awaitable[None]]
 
 
 class Subscription(Protocol):
+    @property
+    def dropped(self) -> int:
+        """How many messages were lost because the handler was too slow."""
+
     async def stop(self) -> None:
         """Take no further messages; those already handed over are finished, within 5 s. Idempotent; the handler itself may call it."""
 
@@ -70,6 +74,10 @@ class Bus(Protocol):
 
     @property
     def connected(self) -> bool: ...
+
+    @property
+    def session(self) -> int:
+        """A number that rises with every connection made anew: what was published between two of them was not delivered here."""
 
     async def publish(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None, reply: str = ""

@@ -38,7 +38,8 @@ class Broker:
     """What the buses of one process share: subscriptions, logs and requests under way. `available` False plays an outage."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.available = True
+        self.outages = 0
+        self._available = True
         # Plain subjects are looked up, patterns are walked. Dicts as ordered sets.
         self._exact: dict[str, dict[MemorySubscription, None]] = {}
         self._patterns: dict[MemorySubscription, None] = {}
@@ -46,6 +47,15 @@ class Broker:
         self.answers: dict[str, asyncio.Future[Message]] = {}
         self.clock = clock
         self._inboxes = itertools.count(1)
+
+    @property
+    def available(self) -> bool:
+        return self._available
+
+    @available.setter
+    def available(self, value: bool) -> None:
+        self.outages += self._available and not value
+        self._available = value
 
     def new_inbox(self) -> str:
         return f"_INBOX.memory.{next(self._inboxes)}"
@@ -134,6 +144,10 @@ class MemoryBus:
     @property
     def connected(self) -> bool:
         return self.broker.available and not self._closed
+
+    @property
+    def session(self) -> int:
+        return self.broker.outages + 1
 
     def _require(self) -> None:
         if not self.connected:

@@ -97,6 +97,10 @@ class NatsBus:
     def connected(self) -> bool:
         return self._session.connected and not self._closed
 
+    @property
+    def session(self) -> int:
+        return self._session.serial
+
     async def _attach_all(self, client: Client) -> None:
         for subscription in list(self._subscriptions):
             await subscription.attach(client)

@@ -39,6 +39,8 @@ class Session:
     def __init__(self, address: NatsAddress, *, name: str, attach: Callable[[Client], Awaitable[None]]) -> None:
         self.inbox = Inbox()
         self.opened = asyncio.Event()
+        self.serial = 0
+        """How many connections there have been."""
         self.last_problem = "no attempt has ended yet"
         self._address = address
         self._name = name
@@ -139,6 +141,7 @@ class Session:
             await self._dispose(client)
             raise
         self._client = client
+        self.serial += 1
         self.last_problem = "none since the connection was made"
         _log.info("bus_connected", again=self.opened.is_set())
         self.opened.set()

@@ -12,8 +12,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from shared.breaker import BreakerConfig, CircuitBreaker, CircuitBreakerOpenError, State
-from shared.cache import checks
-from shared.cache.base import CacheUnavailable
+from shared.cache import checks, versions
+from shared.cache.base import CacheUnavailable, Versioned
 
 SOCKET_WAIT_S = 0.1
 CALL_WAIT_S = 0.2
@@ -27,6 +27,13 @@ _COUNT = """
 local n = redis.call('INCR', KEYS[1])
 if n == 1 or redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
 return n
+"""
+
+_SET_NEWER = f"""
+local kept = string.match(redis.call('GETRANGE', KEYS[1], 0, {versions.PREFIX_BYTES_MAX}), '^v(%d+):')
+if kept and tonumber(kept) > tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
 """
 _log = structlog.get_logger()
 _Result = TypeVar("_Result")
@@ -80,6 +87,21 @@ class RedisCache:
             return bool(await self._redis.set(key, value, px=checks.milliseconds(ttl_s), nx=only_new))
 
         return await self._run(command)
+
+    async def set_newer(self, key: str, value: bytes, *, version: int, ttl_s: float) -> bool:
+        checks.check_key(key)
+        checks.check_value(value)
+        versions.check_version(version)
+        checks.check_ttl(ttl_s)
+
+        async def command() -> bool:
+            packed = versions.pack(value, version)
+            return bool(await self._redis.eval(_SET_NEWER, 1, key, version, packed, checks.milliseconds(ttl_s)))
+
+        return await self._run(command)
+
+    async def get_newest(self, key: str) -> Versioned | None:
+        return versions.unpack(await self.get(key))
 
     async def count(self, key: str, *, ttl_s: float) -> int:
         checks.check_key(key)

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from shared.cache.base import KEY_BYTES_MAX, VALUE_BYTES_MAX, Cache, CacheUnavailable
+from shared.cache.base import KEY_BYTES_MAX, VALUE_BYTES_MAX, Cache, CacheUnavailable, Versioned
+from shared.cache.versions import VERSION_MAX
 from shared.testing.bus_probe import eventually
 
 
@@ -49,6 +50,44 @@ class CacheContract:
         assert await cache.get(key) == b"%d" % winners[0]
         await cache.delete(key)
         assert await cache.add(key, b"again", ttl_s=60)
+
+    async def test_a_newer_version_is_not_overwritten(self, cache: Cache, other: Cache, key: str) -> None:
+        assert await cache.get_newest(key) is None
+        assert await cache.set_newer(key, b"nine", version=9, ttl_s=60)
+        assert not await other.set_newer(key, b"old", version=8, ttl_s=60)
+        assert await other.get_newest(key) == Versioned(b"nine", 9)
+        assert await other.set_newer(key, b"v1:ten\r\n", version=10, ttl_s=60)
+        assert await cache.get_newest(key) == Versioned(b"v1:ten\r\n", 10)
+        assert await cache.set_newer(key, b"", version=10, ttl_s=100)
+        assert await cache.get_newest(key) == Versioned(b"", 10)
+        assert 90 < await cache.ttl_s(key) <= 100
+
+    async def test_of_many_versions_at_once_the_newest_stays(self, cache: Cache, other: Cache, key: str) -> None:
+        async with asyncio.TaskGroup() as group:
+            for n in range(40):
+                version = n * 7 % 40
+                call = (cache, other)[n % 2].set_newer(key, b"%d" % version, version=version, ttl_s=60)
+                group.create_task(call)
+        assert await cache.get_newest(key) == Versioned(b"39", 39)
+
+    async def test_a_version_is_forgotten_with_its_value(self, cache: Cache, key: str) -> None:
+        await cache.set_newer(key, b"9", version=VERSION_MAX, ttl_s=60)
+        assert await cache.get_newest(key) == Versioned(b"9", VERSION_MAX)
+        await cache.delete(key)
+        assert await cache.set_newer(key, b"1", version=0, ttl_s=60)
+        assert await cache.get_newest(key) == Versioned(b"1", 0)
+
+    async def test_what_has_no_version_is_not_read_as_one_and_overwritten(self, cache: Cache, key: str) -> None:
+        for plain in (b"plain", b"v:", b"vx:1", b"v99"):
+            await cache.set(key, plain, ttl_s=60)
+            assert await cache.get_newest(key) is None
+            assert await cache.set_newer(key, b"x", version=1, ttl_s=60)
+            assert await cache.get_newest(key) == Versioned(b"x", 1)
+
+    @pytest.mark.parametrize("version", [-1, VERSION_MAX + 1])
+    async def test_a_bad_version_is_a_value_error(self, cache: Cache, key: str, version: int) -> None:
+        with pytest.raises(ValueError, match="version"):
+            await cache.set_newer(key, b"", version=version, ttl_s=60)
 
     async def test_counting_is_atomic_and_keeps_the_first_time(self, cache: Cache, other: Cache, key: str) -> None:
         assert await cache.count(key, ttl_s=50) == 1
@@ -94,6 +133,8 @@ class CacheContract:
             cache.get(bad),
             cache.set(bad, b"", ttl_s=1),
             cache.add(bad, b"", ttl_s=1),
+            cache.set_newer(bad, b"", version=1, ttl_s=1),
+            cache.get_newest(bad),
             cache.count(bad, ttl_s=1),
             cache.ttl_s(bad),
             cache.delete("good", bad),

@@ -86,3 +86,13 @@ async def test_a_named_broker_is_one_and_goes_with_its_last_user() -> None:
     await bus.ensure_log(log_config("w"))
     del bus
     assert broker_named("x").logs == {}
+
+
+async def test_every_outage_is_a_new_session(broker: Broker) -> None:
+    bus = MemoryBus(broker)
+    session = bus.session
+    broker.available = False
+    broker.available = False
+    broker.available = True
+    assert bus.session == session + 1
+    assert bus.connected

@@ -52,10 +52,12 @@ async def test_subscriptions_and_the_log_come_through_a_crash_of_the_server(serv
     await (await bus.subscribe("plain.*", stopped)).stop()
     for n in range(20):
         await bus.append("w.in.a", b"%d" % n, message_id=f"m{n}")
+    session = bus.session
     server.kill()
     await eventually(lambda: not bus.connected)
     server.start()
     await eventually(lambda: bus.connected)
+    assert bus.session == session + 1
     assert await bus.ensure_log(log_config("w")) == epoch
     assert (await bus.append("w.in.a", b"again", message_id="m19")).duplicate
     assert [int(m.data) for m in await bus.read("w", "w.in.a", after=0, limit=100)] == list(range(20))

@@ -9,7 +9,8 @@ import pytest
 
 from shared.cache.base import VALUE_BYTES_MAX, Cache
 from shared.cache.connect import connect
-from shared.cache.decorator import IN_FLIGHT_MAX, cache_result
+from shared.cache.decorator import cache_result
+from shared.cache.flights import IN_FLIGHT_MAX
 from shared.cache.memory import MemoryCache
 from shared.cache.memory_store import MemoryStore
 from shared.testing.bus_probe import eventually
@@ -136,7 +137,7 @@ async def test_many_callers_at_once_compute_once(cache: MemoryCache) -> None:
     assert len({id(result) for result in results}) == 50
     assert source.asked == [[1]]
     assert (cached.statistics.misses, cached.statistics.joined) == (1, 49)
-    assert cached._flights == {}
+    assert len(cached._flights) == 0
 
 
 async def test_a_cancelled_first_caller_does_not_fail_the_others(cache: MemoryCache) -> None:
@@ -175,7 +176,7 @@ async def test_when_all_callers_have_gone_the_computing_ends_and_a_new_call_comp
     source.go.set()
     assert await again == 1
     assert call.cancelled()
-    await eventually(lambda: slow._flights == {})
+    await eventually(lambda: len(slow._flights) == 0)
     assert ended in ([], ["cancelled"])
 
 
@@ -188,7 +189,7 @@ async def test_an_abandoned_computing_is_not_joined(cache: MemoryCache) -> None:
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert cached._flights == {}
+    assert len(cached._flights) == 0
     source.go.set()
     assert await cached(1) == 1
     assert source.asked == [1, 1]
@@ -288,7 +289,7 @@ async def test_past_the_bound_each_caller_computes_for_itself(cache: MemoryCache
         await eventually(lambda: source.asked[-2:] == ["more", "more"])
         assert len(cached._flights) == IN_FLIGHT_MAX
         source.go.set()
-    assert cached._flights == {}
+    assert len(cached._flights) == 0
 
 
 def test_only_async_functions_and_sensible_times_are_taken() -> None:

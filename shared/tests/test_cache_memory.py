@@ -49,6 +49,14 @@ def test_the_least_recently_used_goes_first() -> None:
     assert [key for key in "abcd" if store.get(key) is not None] == ["a", "c", "d"]
 
 
+def test_no_more_entries_are_kept_than_asked_for() -> None:
+    store = MemoryStore(entries_max=2)
+    for key in "abc":
+        store.put(key, b"", ttl_s=60)
+    assert [key for key in "abc" if store.get(key) is not None] == ["b", "c"]
+    assert (store.evicted, store.expired) == (1, 0)
+
+
 def test_a_value_larger_than_the_whole_store_is_not_kept() -> None:
     store = MemoryStore(bytes_max=1000)
     store.put("a", bytes(2000), ttl_s=60)
@@ -67,6 +75,7 @@ def test_what_has_expired_gives_its_memory_back() -> None:
     clock.now += 1000
     store.remove_expired()
     assert (len(store), store.bytes_used) == (0, 0)
+    assert (store.evicted, store.expired) == (0, 100)
 
 
 def test_an_old_expiry_does_not_remove_a_renewed_value() -> None:
@@ -92,12 +101,12 @@ def test_setting_one_key_for_ever_uses_no_more_memory() -> None:
 
 
 async def test_an_idle_cache_cleans_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.cache.memory.SWEEP_INTERVAL_S", 0.02)
+    monkeypatch.setattr("shared.cache.memory_store.SWEEP_INTERVAL_S", 0.02)
     cache = MemoryCache()
     await cache.set("a", bytes(1000), ttl_s=0.05)
     assert cache.store.bytes_used > 1000
     await eventually(lambda: cache.store.bytes_used == 0)
-    await eventually(lambda: cache._sweep_timer is None)
+    await eventually(lambda: not cache._sweeper.is_planned)
 
 
 async def test_a_planted_outage_is_seen_as_one_and_passes() -> None:
