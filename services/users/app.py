@@ -4,6 +4,8 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import structlog
 
@@ -13,6 +15,7 @@ from services.users.adapters.keys import SigningKeys
 from services.users.adapters.passwords import Argon2Passwords
 from services.users.adapters.tally import PrometheusTally
 from services.users.domain.auth import AuthService
+from services.users.domain.cleaning import Cleaner
 from services.users.domain.relay import OutboxRelay
 from services.users.domain.throttle import FailedLogins
 from services.users.domain.users import UserService
@@ -87,7 +90,18 @@ async def _assemble(
     await _ensure_admin(settings, user_service)
     runtime.tasks.start("outbox-relay", relay.run)
     runtime.tasks.start("heap-trimmer", heap.run)
+    runtime.tasks.start("cleaner", _cleaner(settings, store, user_service).run)
     return Opened(Parts(user_service, auth_service, keys, TokenVerifier(keys), store), {"postgres": store.ping})
+
+
+def _cleaner(settings: UsersSettings, store: Store, users: UserService) -> Cleaner:
+    audit_kept = timedelta(days=settings.audit_kept_days)
+    return Cleaner(
+        {
+            "deleted users": partial(users.purge_old, kept=timedelta(days=settings.deleted_kept_days)),
+            "audit": lambda limit: store.audit.remove_before(datetime.now(UTC) - audit_kept, limit=limit),
+        }
+    )
 
 
 def _seal(settings: UsersSettings) -> str:

@@ -35,6 +35,9 @@ class UsersSettings(Settings):
     failed_logins_max: int = Field(100, ge=1, description="of one client address in the window")
     failed_logins_window_s: float = Field(600, ge=1)
 
+    deleted_kept_days: float = Field(30, gt=0, le=3650, description="a deleted user can be restored so long")
+    audit_kept_days: float = Field(365, gt=0, le=36500, description="of the audit log")
+
     hash_memory_kib: int = Field(19_456, ge=8, le=1024 * 1024)
     hash_passes: int = Field(2, ge=1, le=20)
 

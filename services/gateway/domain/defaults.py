@@ -57,6 +57,8 @@ def _routes(*, is_production: bool) -> tuple[Route, ...]:
         Route(path="/users", service="users", methods=("OPTIONS",), auth="public"),
         Route(path="/users", service="users", methods=_READ, auth="admin"),
         Route(path="/users/*", service="users", methods=(*_READ, "PUT", "PATCH", "DELETE"), auth="signed_in"),
+        # Many at once, and restoring a deleted one.
+        Route(path="/users/*", service="users", methods=("POST",), auth="admin"),
         Route(path="/users/*", service="users", methods=("OPTIONS",), auth="public"),
         Route(
             path="/auth/token",

@@ -80,7 +80,7 @@ def test_preflight_says_what_the_route_allows_for_how_long_and_for_whom(cors):
     headers = preflight(cors, b"PUT", b"authorization,content-type")
     assert one(headers, "access-control-allow-origin") == PAGE
     assert one(headers, "access-control-allow-credentials") == b"true"
-    assert one(headers, "access-control-allow-methods") == b"DELETE, GET, HEAD, OPTIONS, PATCH, PUT"
+    assert one(headers, "access-control-allow-methods") == b"DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
     assert one(headers, "access-control-allow-headers") == b"authorization, content-type"
     assert one(headers, "access-control-max-age") == b"600"
     assert one(headers, "vary") == b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"

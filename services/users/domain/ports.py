@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
-from services.users.model.records import AuditEntry, AuditQuery, Credentials, Event, Session, User
+from services.users.model.records import AuditEntry, AuditQuery, Credentials, DeletedUser, Event, Session, User
 
 SESSIONS_PER_USER_MAX = 100
 """One more ends the oldest, so that a script that only ever logs in cannot fill the table."""
@@ -27,6 +27,9 @@ class UserRepository(Protocol):
 
     async def get(self, user_id: str) -> User:
         """Return a user. Raises NotFound."""
+
+    async def read_json(self, user_id: str) -> tuple[int, bytes] | None:
+        """Return a user's version and its view as JSON, None when there is no such user."""
 
     async def find_login(self, login: str) -> Credentials | None:
         """Return whom a folded username or a normalised e-mail address belongs to, None when to nobody."""
@@ -51,9 +54,30 @@ class UserRepository(Protocol):
         """
 
     async def remove(
-        self, user_id: str, event: Event, *, expected_version: int, audit: AuditEntry | None = None
+        self,
+        user_id: str,
+        event: Event,
+        *,
+        expected_version: int,
+        deleted_at: datetime | None = None,
+        audit: AuditEntry | None = None,
     ) -> None:
-        """Delete a user with its sessions. Raises VersionChanged."""
+        """Delete a user with its sessions; it is kept for restoring where `deleted_at` says when, else gone. Raises VersionChanged."""
+
+    async def get_deleted(self, user_id: str) -> DeletedUser:
+        """Return a user that can be restored. Raises NotFound."""
+
+    async def restore(self, user: User, event: Event, *, audit: AuditEntry | None = None) -> None:
+        """Make a deleted user live again as `user`, one version on, with the password it had.
+
+        Raises NotFound, Conflict naming the field that is taken by now.
+        """
+
+    async def purge(self, user_id: str, *, audit: AuditEntry | None = None) -> None:
+        """Forget a deleted user for good. Raises NotFound."""
+
+    async def purge_deleted_before(self, moment: datetime, *, audit: AuditEntry, limit: int) -> int:
+        """Forget up to `limit` users deleted before a moment, each with a line like `audit`; return how many those were."""
 
     async def rehash(self, user_id: str, *, old_hash: str, new_hash: str) -> None:
         """Replace a hash of the same password; nothing happens when it is no longer `old_hash`."""
@@ -87,6 +111,9 @@ class AuditLog(Protocol):
 
     async def page(self, query: AuditQuery) -> list[AuditEntry]:
         """Return up to `query.limit` entries, newest first."""
+
+    async def remove_before(self, moment: datetime, *, limit: int) -> int:
+        """Forget up to `limit` entries older than a moment; return how many those were."""
 
 
 class OutboxLine(Protocol):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from services.users.domain.audit import differences, entry_of, shown
@@ -149,7 +149,41 @@ class UserService:
         raise Unavailable("this user is being changed by too many at once")
 
     async def remove(self, actor: Actor, user_id: str, match: Match | None) -> None:
-        """Delete a user with its sessions. Raises NotFound, PreconditionFailed, PreconditionRequired, Unavailable."""
+        """Delete a user with its sessions; an admin may restore it. Raises as `_remove` does."""
+        await self._remove(actor, user_id, match, is_kept=True)
+
+    async def restore(self, actor: Actor, user_id: str) -> User:
+        """Make a deleted user live again; the route asks for an admin.
+
+        Raises NotFound, Conflict when its name or address has been taken in the meantime, Unavailable.
+        """
+        if not is_id(user_id):
+            raise NotFound("there is no such deleted user")
+        deleted = (await self._repository.get_deleted(user_id)).user
+        user = replace(deleted, version=deleted.version + 1, updated_at=datetime.now(UTC))
+        audit = entry_of("user.restored", user_id=user_id, actor=actor, after=shown(user))
+        await self._repository.restore(user, event_of(user, "restored"), audit=audit)
+        self._announce()
+        return user
+
+    async def purge(self, actor: Actor, user_id: str, match: Match | None) -> None:
+        """Delete a user for good, live or deleted already; the route asks for an admin. Raises as `_remove` does."""
+        if not is_id(user_id):
+            raise NotFound("there is no such user")
+        try:
+            await self._repository.purge(user_id, audit=entry_of("user.purged", user_id=user_id, actor=actor))
+        except NotFound:
+            await self._remove(actor, user_id, match, is_kept=False)
+
+    async def purge_old(self, limit: int, *, kept: timedelta) -> int:
+        """Forget up to `limit` users that were deleted longer than `kept` ago; return how many those were. Raises Unavailable."""
+        return await self._repository.purge_deleted_before(
+            datetime.now(UTC) - kept, audit=entry_of("user.purged"), limit=limit
+        )
+
+    async def _remove(self, actor: Actor, user_id: str, match: Match | None, *, is_kept: bool) -> None:
+        """Raises NotFound, PreconditionFailed, PreconditionRequired, Unavailable."""
+        action = "user.deleted" if is_kept else "user.purged"
         for _ in range(WRITE_TRIES_MAX):
             current = await self._writable(actor, user_id, match)
             try:
@@ -157,7 +191,8 @@ class UserService:
                     user_id,
                     event_of(current, "deleted"),
                     expected_version=current.version,
-                    audit=entry_of("user.deleted", user_id=user_id, actor=actor, before=shown(current)),
+                    deleted_at=datetime.now(UTC) if is_kept else None,
+                    audit=entry_of(action, user_id=user_id, actor=actor, before=shown(current)),
                 )
             except VersionChanged:
                 continue
@@ -179,8 +214,11 @@ def _apply(current: User, changes: Changes) -> tuple[User, set[str]]:
     values: dict[str, Any] = {
         name: value for name, value in changes.items() if name != "password" and getattr(current, name) != value
     }
-    changed = replace(current, **values, version=current.version + 1, updated_at=datetime.now(UTC))
-    return changed, set(values)
+    fields = set(values)
+    if "email" in fields:
+        # Whoever proved to read the old address has not proved to read the new one.
+        values["email_verified_at"] = None
+    return replace(current, **values, version=current.version + 1, updated_at=datetime.now(UTC)), fields
 
 
 def _refuse_reserved(username: str) -> None:

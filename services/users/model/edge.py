@@ -102,13 +102,12 @@ class UserPatch(TypedDict):
 
 
 class UserView(BaseModel):
-    """A user as its owner and admins see it."""
-
-    model_config = ConfigDict(from_attributes=True)
+    """A user as its owner and admins see it; only for the documents, `model/view.py` makes the JSON."""
 
     id: str
     username: str
     email: str
+    email_verified: bool
     full_name: str | None
     role: Role
     created_at: datetime
@@ -124,6 +123,10 @@ class UserPage(BaseModel):
 class ListQuery(_Input):
     limit: int = Field(20, ge=1, le=100)
     cursor: str = Field("", max_length=64, description="The `next` of the page before.")
+
+
+class DeleteQuery(_Input):
+    purge: bool = Field(False, description="For good, at once, whether deleted before or not. Admins only.")
 
 
 class LoginForm(BaseModel):

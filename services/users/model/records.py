@@ -20,6 +20,16 @@ class User:
     version: int
     created_at: datetime
     updated_at: datetime
+    email_verified_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedUser:
+    """A user that can still be restored; its name and address are free for others."""
+
+    user: User
+    password_hash: str
+    deleted_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +117,28 @@ class AuditQuery:
     since: datetime | None = None
     before: int | None = None
     limit: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyClaim:
+    """The right to run a request under its key.
+
+    `scope_hash` is over method, route, who asks and key, `body_hash` over the body; `started_at` tells this run from a later one.
+    """
+
+    scope_hash: bytes
+    body_hash: bytes
+    started_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer as it is kept under an idempotency key; it never holds a password or a token."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from services.users.domain.auth import AuthService
 from services.users.domain.users import UserService
 from services.users.model.records import Actor
 from shared.app import parts_of
+from shared.errors import Forbidden
 from shared.identity import Admin, SignedIn
 from shared.tokens import TokenVerifier
 
@@ -68,4 +69,13 @@ async def _writer(reader: Reader, parts: Parts) -> Actor:
     return Actor(user.id, user.role, reader.session_id)
 
 
+async def _admin_writer(reader: AdminReader, parts: Parts) -> Actor:
+    """Return who asks, when the session still lives and both the token and the stored record say admin."""
+    user = await parts.auth.user_of(reader)
+    if user.role != "admin":
+        raise Forbidden("this needs the role admin")
+    return Actor(user.id, user.role, reader.session_id)
+
+
 Writer = Annotated[Actor, Depends(_writer)]
+AdminWriter = Annotated[Actor, Depends(_admin_writer)]

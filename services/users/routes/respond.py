@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import Response
 from pydantic import BaseModel
 
-from services.users.model.edge import UserView
 from services.users.model.records import Match, User
+from services.users.model.view import user_json
 from shared.errors import PROBLEM_MEDIA_TYPE, FieldError, InvalidInput
 from shared.ids import is_id
 
@@ -46,7 +46,10 @@ def json_response(view: BaseModel, status: int = 200, headers: dict[str, str] | 
 
 
 def user_response(user: User, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return json_response(UserView.model_validate(user), status, {"ETag": tag_of(user), **(headers or {})})
+    """Return a user as JSON that no cache keeps."""
+    return Response(
+        user_json(user), status, {**NO_STORE, "ETag": tag_of(user), **(headers or {})}, media_type="application/json"
+    )
 
 
 def cursor_of(user_id: str) -> str | None:

@@ -2,22 +2,23 @@
 
 from typing import Annotated
 
+import orjson
 from fastapi import APIRouter, Body, Header, Query, Response
 
 from services.users.domain.users import Changes, Draft
-from services.users.model.edge import ListQuery, NewUser, UserPage, UserPatch, UserReplacement, UserView
-from services.users.routes.parts import SHOWN_SCHEME, AdminReader, Parts, Reader, Writer
+from services.users.model.edge import DeleteQuery, ListQuery, NewUser, UserPage, UserPatch, UserReplacement, UserView
+from services.users.model.view import view_of
+from services.users.routes.parts import SHOWN_SCHEME, AdminReader, AdminWriter, Parts, Reader, Writer
 from services.users.routes.respond import (
     NO_STORE,
     cursor_of,
-    json_response,
     problems,
     read_cursor,
     read_tags,
     tag_of,
     user_response,
 )
-from shared.errors import NotFound
+from shared.errors import Forbidden, NotFound
 from shared.ids import is_id
 
 router = APIRouter(tags=["users"])
@@ -48,9 +49,8 @@ async def register(body: NewUser, parts: Parts) -> Response:
 )
 async def list_users(query: Annotated[ListQuery, Query()], _: AdminReader, parts: Parts) -> Response:
     page = await parts.users.page(after=read_cursor(query.cursor), limit=query.limit)
-    return json_response(
-        UserPage(items=[UserView.model_validate(user) for user in page.users], next=cursor_of(page.after))
-    )
+    body = orjson.dumps({"items": [view_of(user) for user in page.users], "next": cursor_of(page.after)})
+    return Response(body, headers=NO_STORE, media_type="application/json")
 
 
 @router.options("/users", status_code=204, summary="Say which methods there are")
@@ -113,13 +113,32 @@ async def patch(
 @router.delete(
     "/users/{user_id}",
     status_code=204,
-    responses=problems(401, 404, 412, 428, 503),
+    responses=problems(401, 403, 404, 412, 422, 428, 503),
     dependencies=[SHOWN_SCHEME],
-    summary="Delete a user with its sessions (owner, admins)",
+    summary="Delete a user with its sessions (owner, admins); an admin can restore it until it is purged",
 )
-async def delete(user_id: str, writer: Writer, parts: Parts, if_match: IfMatch = None) -> Response:
-    await parts.users.remove(writer, user_id, read_tags(if_match, weak=False))
+async def delete(
+    user_id: str, query: Annotated[DeleteQuery, Query()], writer: Writer, parts: Parts, if_match: IfMatch = None
+) -> Response:
+    match = read_tags(if_match, weak=False)
+    if not query.purge:
+        await parts.users.remove(writer, user_id, match)
+    elif writer.is_admin:
+        await parts.users.purge(writer, user_id, match)
+    else:
+        raise Forbidden("only an admin deletes for good")
     return Response(status_code=204, headers=NO_STORE)
+
+
+@router.post(
+    "/users/{user_id}/restore",
+    response_model=UserView,
+    responses=problems(401, 403, 404, 409, 503),
+    dependencies=[SHOWN_SCHEME],
+    summary="Restore a deleted user, with the password it had (admins)",
+)
+async def restore(user_id: str, writer: AdminWriter, parts: Parts) -> Response:
+    return user_response(await parts.users.restore(writer, user_id))
 
 
 @router.options("/users/{user_id}", status_code=204, responses=problems(404), summary="Say which methods there are")

@@ -4,7 +4,9 @@ import base64
 
 import pytest
 
-from services.users.adapters.memory import MemoryDatabase, MemorySessions, MemoryUsers
+from services.users.adapters.memory import MemorySessions
+from services.users.adapters.memory_database import MemoryDatabase
+from services.users.adapters.memory_users import MemoryUsers
 from services.users.domain.auth import FAMILY_BYTES, SECRET_BYTES, AuthService
 from services.users.domain.events import event_of
 from services.users.domain.throttle import FailedLogins

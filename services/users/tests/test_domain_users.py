@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from services.users.adapters.memory import MemoryDatabase, MemoryOutbox, MemoryUsers
+from services.users.adapters.memory import MemoryOutbox
+from services.users.adapters.memory_database import MemoryDatabase
+from services.users.adapters.memory_users import MemoryUsers
 from services.users.domain import users as users_module
 from services.users.domain.events import event_of
 from services.users.domain.ports import VersionChanged
@@ -152,6 +154,17 @@ async def test_a_change_of_nothing_stores_nothing(service, ada, calls, database)
     assert await service.change(owner_of(ada), ada.id, {}, None) == ada
     assert calls == []
     assert len(database.outbox.records) == 1
+
+
+async def test_another_address_is_not_a_verified_one(service, ada, repository, database):
+    verified = replace(ada, email_verified_at=ada.created_at)
+    database.users.records[ada.id] = verified
+
+    assert (await service.change(owner_of(ada), ada.id, {"full_name": "x"}, None)).email_verified_at
+    changed = await service.change(owner_of(ada), ada.id, {"email": "new@example.com"}, None)
+
+    assert changed.email_verified_at is None
+    assert (await repository.get(ada.id)).email_verified_at is None
 
 
 async def test_only_an_admin_changes_roles(service, ada):

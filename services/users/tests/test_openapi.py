@@ -26,6 +26,7 @@ def test_no_answer_shows_a_hash():
         "id",
         "username",
         "email",
+        "email_verified",
         "full_name",
         "role",
         "created_at",

@@ -11,7 +11,7 @@ from services.users.app import create
 from shared.ids import is_id, new_id
 from shared.testing.client import running
 
-VIEW = {"id", "username", "email", "full_name", "role", "created_at", "updated_at", "version"}
+VIEW = {"id", "username", "email", "email_verified", "full_name", "role", "created_at", "updated_at", "version"}
 
 
 @pytest.fixture
@@ -154,6 +154,60 @@ async def test_a_deleted_user_is_gone_and_so_are_its_tokens(client, ada, as_ada,
     login = await client.post("/auth/token", data={"username": "ada", "password": "correct horse"})
     assert login.status_code == 401
     await api.register("ada", email="ADA@example.com")
+
+
+async def test_a_deleted_user_comes_back_with_its_password(client, ada, as_ada, api):
+    path = f"/users/{ada['id']}"
+    await client.delete(path, headers=as_ada)
+    admin = await api.admin()
+
+    answer = await client.post(f"{path}/restore", headers=admin)
+
+    assert (answer.status_code, answer.headers["etag"]) == (200, '"v2"')
+    assert {**answer.json(), "updated_at": ada["updated_at"]} == {**ada, "version": 2}
+    assert (await client.get(path, headers=await api.bearer("ada"))).json() == answer.json()
+    assert (await client.get("/auth/me", headers=as_ada)).status_code == 401
+    assert (await client.post(f"{path}/restore", headers=admin)).status_code == 404
+
+
+async def test_a_restored_name_that_is_taken_is_a_409(client, ada, as_ada, api):
+    await client.delete(f"/users/{ada['id']}", headers=as_ada)
+    await api.register("ada", email="other@example.com")
+
+    answer = await client.post(f"/users/{ada['id']}/restore", headers=await api.admin())
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "username_taken")
+
+
+@pytest.mark.parametrize("is_deleted_first", [True, False])
+async def test_what_is_purged_cannot_be_restored(client, ada, as_ada, api, is_deleted_first):
+    path, admin = f"/users/{ada['id']}", await api.admin()
+    if is_deleted_first:
+        await client.delete(path, headers=as_ada)
+
+    answer = await client.delete(path, params={"purge": "true"}, headers=admin)
+
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert (await client.post(f"{path}/restore", headers=admin)).status_code == 404
+    assert (await client.delete(path, params={"purge": "true"}, headers=admin)).status_code == 404
+
+
+async def test_an_owner_cannot_purge(client, ada, as_ada):
+    path = f"/users/{ada['id']}"
+
+    assert (await client.delete(path, params={"purge": "true"}, headers=as_ada)).status_code == 403
+    assert (await client.get(path, headers=as_ada)).json() == ada
+
+
+async def test_restoring_goes_by_the_stored_role_too(client, ada, as_ada, api):
+    admin = await api.admin()
+    await client.patch(f"/users/{ada['id']}", json={"role": "admin"}, headers=admin)
+    as_admin = await api.bearer("ada")
+    await client.patch(f"/users/{ada['id']}", json={"role": "user"}, headers=admin)
+    other = await api.register("bob")
+    await client.delete(f"/users/{other['id']}", headers=admin)
+
+    assert (await client.post(f"/users/{other['id']}/restore", headers=as_admin)).status_code == 403
 
 
 async def test_options_names_the_methods(client, ada):

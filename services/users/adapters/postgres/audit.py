@@ -1,5 +1,6 @@
 """The audit log in PostgreSQL: rows that other statements write beside what they do, and the pages that admins read."""
 
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -68,6 +69,14 @@ class PostgresAudit:
             *values,
         )
         return [_entry(row) for row in rows]
+
+    async def remove_before(self, moment: datetime, *, limit: int) -> int:
+        rows = await self._db.rows(
+            "DELETE FROM audit WHERE number IN (SELECT number FROM audit WHERE at < $1 ORDER BY at LIMIT $2) RETURNING 1",
+            moment,
+            limit,
+        )
+        return len(rows)
 
 
 def _entry(row: Any) -> AuditEntry:

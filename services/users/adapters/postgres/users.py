@@ -1,23 +1,25 @@
 """Users in PostgreSQL: each write is one statement that stores the record, its credentials and its event, or nothing."""
 
+from datetime import datetime
 from typing import Any
 
 import asyncpg
 
 from services.users.adapters.postgres.audit import audit_json, audit_rows
 from services.users.adapters.postgres.pool import Database
+from services.users.adapters.postgres.view import view_json
 from services.users.domain.ports import VersionChanged
 from services.users.domain.users import taken
-from services.users.model.records import AuditEntry, Credentials, Event, User
+from services.users.model.records import AuditEntry, Credentials, DeletedUser, Event, User
 from services.users.model.text import fold
 from shared.errors import Conflict, NotFound
 
-COLUMNS = "u.id, u.username, u.email, u.full_name, u.role, u.version, u.created_at, u.updated_at"
+COLUMNS = "u.id, u.username, u.email, u.full_name, u.role, u.version, u.created_at, u.updated_at, u.email_verified_at"
 
 _ADD = f"""
 WITH added AS (
-    INSERT INTO users (id, username, username_folded, email, full_name, role, version, created_at, updated_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+    INSERT INTO users (id, username, username_folded, email, full_name, role, version, created_at, updated_at, email_verified_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $15)
 ), secret AS (
     INSERT INTO credentials (user_id, password_hash) VALUES ($1, $10)
 ), audited AS (
@@ -29,7 +31,8 @@ INSERT INTO outbox (id, subject, payload) VALUES ($11, $12, $13)
 # A NULL hash leaves credentials and sessions alone. The event is drawn from `changed`, so its number comes after the row lock.
 _REPLACE = f"""
 WITH changed AS (
-    UPDATE users SET username = $2, username_folded = $3, email = $4, full_name = $5, role = $6, version = $7, updated_at = $8
+    UPDATE users SET username = $2, username_folded = $3, email = $4, full_name = $5, role = $6, version = $7, updated_at = $8,
+        email_verified_at = $16
     WHERE id = $1 AND version = $9
     RETURNING id
 ), secret AS (
@@ -43,14 +46,56 @@ WITH changed AS (
 INSERT INTO outbox (id, subject, payload) SELECT $12, $13, $14 FROM changed RETURNING id
 """  # noqa: S608 - constants only
 
+_KEPT = "id, username, email, full_name, role, version, created_at, updated_at, email_verified_at"
+
+# The credentials are read as they were before the cascade.
 _REMOVE = f"""
 WITH removed AS (
-    DELETE FROM users WHERE id = $1 AND version = $2 RETURNING id
+    DELETE FROM users WHERE id = $1 AND version = $2 RETURNING {_KEPT}
+), kept AS (
+    INSERT INTO deleted_users ({_KEPT}, password_hash, deleted_at)
+    SELECT removed.*, password_hash, $7 FROM removed JOIN credentials ON user_id = removed.id WHERE $7::timestamptz IS NOT NULL
 ), audited AS (
     {audit_rows("$6", when="removed")}
 )
 INSERT INTO outbox (id, subject, payload) SELECT $3, $4, $5 FROM removed RETURNING id
 """  # noqa: S608 - constants only
+
+_RESTORE = f"""
+WITH found AS (
+    DELETE FROM deleted_users WHERE id = $1 AND version = $4 - 1 RETURNING {_KEPT}, password_hash
+), added AS (
+    INSERT INTO users (id, username, username_folded, email, full_name, role, version, created_at, updated_at, email_verified_at)
+    SELECT id, username, $2, email, full_name, role, $4, created_at, $3, email_verified_at FROM found
+), secret AS (
+    INSERT INTO credentials (user_id, password_hash) SELECT id, password_hash FROM found
+), audited AS (
+    {audit_rows("$8", when="found")}
+)
+INSERT INTO outbox (id, subject, payload) SELECT $5, $6, $7 FROM found RETURNING id
+"""  # noqa: S608 - constants only
+
+_PURGE = f"""
+WITH purged AS (
+    DELETE FROM deleted_users WHERE id = $1 RETURNING id
+), audited AS (
+    {audit_rows("$2", when="purged")}
+)
+SELECT id FROM purged
+"""  # noqa: S608 - constants only
+
+_PURGE_OLD = """
+WITH purged AS (
+    DELETE FROM deleted_users WHERE id IN (
+        SELECT id FROM deleted_users WHERE deleted_at < $1 ORDER BY deleted_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    ) RETURNING id
+), audited AS (
+    INSERT INTO audit (at, action, user_id) SELECT $3, $4, id FROM purged
+)
+SELECT id FROM purged
+"""
+
+_READ_JSON = f"SELECT u.version, {view_json('u')} AS json FROM users u WHERE u.id = $1"  # noqa: S608 - constants only
 
 
 class PostgresUsers:
@@ -77,6 +122,7 @@ class PostgresUsers:
                 event.subject,
                 event.payload,
                 audit_json(audit),
+                user.email_verified_at,
             )
         except asyncpg.UniqueViolationError as error:
             raise _taken_of(error) from error
@@ -86,6 +132,10 @@ class PostgresUsers:
         if found is None:
             raise NotFound("there is no such user")
         return user_of(found)
+
+    async def read_json(self, user_id: str) -> tuple[int, bytes] | None:
+        found = await self._db.row(_READ_JSON, user_id)
+        return (found["version"], found["json"]) if found is not None else None
 
     async def find_login(self, login: str) -> Credentials | None:
         # A username has no @ and an address always one, so one index is asked, and the same work done for every text.
@@ -133,6 +183,7 @@ class PostgresUsers:
                 event.subject,
                 event.payload,
                 audit_json(audit),
+                user.email_verified_at,
             )
         except asyncpg.UniqueViolationError as error:
             raise _taken_of(error) from error
@@ -140,13 +191,60 @@ class PostgresUsers:
             raise VersionChanged
 
     async def remove(
-        self, user_id: str, event: Event, *, expected_version: int, audit: AuditEntry | None = None
+        self,
+        user_id: str,
+        event: Event,
+        *,
+        expected_version: int,
+        deleted_at: datetime | None = None,
+        audit: AuditEntry | None = None,
     ) -> None:
         removed = await self._db.row(
-            _REMOVE, user_id, expected_version, event.id, event.subject, event.payload, audit_json(audit)
+            _REMOVE,
+            user_id,
+            expected_version,
+            event.id,
+            event.subject,
+            event.payload,
+            audit_json(audit),
+            deleted_at,
         )
         if removed is None:
             raise VersionChanged
+
+    async def get_deleted(self, user_id: str) -> DeletedUser:
+        found = await self._db.row(
+            f"SELECT {COLUMNS}, u.password_hash, u.deleted_at FROM deleted_users u WHERE u.id = $1",  # noqa: S608
+            user_id,
+        )
+        if found is None:
+            raise NotFound("there is no such deleted user")
+        return DeletedUser(user_of(found), found["password_hash"], found["deleted_at"])
+
+    async def restore(self, user: User, event: Event, *, audit: AuditEntry | None = None) -> None:
+        try:
+            restored = await self._db.row(
+                _RESTORE,
+                user.id,
+                fold(user.username),
+                user.updated_at,
+                user.version,
+                event.id,
+                event.subject,
+                event.payload,
+                audit_json(audit),
+            )
+        except asyncpg.UniqueViolationError as error:
+            raise _taken_of(error) from error
+        if restored is None:
+            raise NotFound("there is no such deleted user")
+
+    async def purge(self, user_id: str, *, audit: AuditEntry | None = None) -> None:
+        if await self._db.row(_PURGE, user_id, audit_json(audit)) is None:
+            raise NotFound("there is no such deleted user")
+
+    async def purge_deleted_before(self, moment: datetime, *, audit: AuditEntry, limit: int) -> int:
+        return len(await self._db.rows(_PURGE_OLD, moment, limit, audit.at, audit.action))
 
     async def rehash(self, user_id: str, *, old_hash: str, new_hash: str) -> None:
         await self._db.rows(
@@ -171,6 +269,7 @@ def user_of(row: Any) -> User:
         version=row["version"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        email_verified_at=row["email_verified_at"],
     )
 
 
