@@ -3,7 +3,7 @@
 Subjects are dotted words without spaces or wildcards when publishing; subscribing knows `*` (one word) and a last `>` (the rest).
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,6 +39,16 @@ class LogConfig:
     message_bytes_max: int = MESSAGE_BYTES_MAX
     duplicate_window_s: float = 120.0
     republish: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """One of several messages to be stored together."""
+
+    subject: str
+    data: bytes
+    message_id: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +133,13 @@ class Bus(Protocol):
         """Store in the log that takes `subject`; returns when it is durable. Same `message_id` inside the window: stored once.
 
         Raises BusUnavailable too when no log takes the subject. After BusUnavailable append again with the same `message_id`.
+        """
+
+    async def append_all(self, messages: Sequence[Append], *, timeout_s: float = 5.0) -> list[Appended]:
+        """Store 1 to 1,000 messages of one log in their order, durable when this returns: together, where none of the ids was there.
+
+        Where some were (the same batch again after a failure) the others are stored one by one. Raises ValueError for messages of
+        different logs. After BusUnavailable append all again with the same ids.
         """
 
     async def read(self, log: str, subject: str, *, after: int, limit: int, timeout_s: float = 2.0) -> list[Message]:

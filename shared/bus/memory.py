@@ -4,11 +4,11 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakValueDictionary
 
 from shared.bus import subjects
-from shared.bus.base import Appended, BusUnavailable, Handler, LogConfig, Message, NoResponder
+from shared.bus.base import Append, Appended, BusUnavailable, Handler, LogConfig, Message, NoResponder
 from shared.bus.mailbox import Mailbox
 from shared.bus.memory_log import MemoryLog
 
@@ -239,6 +239,16 @@ class MemoryBus:
         appended = self.broker.store(log, Message(subject=subject, data=data, headers=dict(headers or {})), message_id)
         await asyncio.sleep(0)
         return appended
+
+    async def append_all(self, messages: Sequence[Append], *, timeout_s: float = 5.0) -> list[Appended]:
+        subjects.check_batch(messages)
+        self._require()
+        if subjects.log_of_all(messages, [log.config for log in self.broker.logs.values()]) is None:
+            raise BusUnavailable("no log takes this subject")
+        return [
+            await self.append(message.subject, message.data, message_id=message.message_id, headers=message.headers)
+            for message in messages
+        ]
 
     async def read(self, log: str, subject: str, *, after: int, limit: int, timeout_s: float = 2.0) -> list[Message]:
         subjects.check_subject(subject)

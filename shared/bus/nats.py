@@ -1,7 +1,8 @@
 """The bus on NATS: core messages for events and requests, JetStream for logs."""
 
 import asyncio
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +13,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as DriverSubscription
 
 from shared.bus import nats_log, subjects
-from shared.bus.base import Appended, BusUnavailable, Handler, LogConfig, Message, NoResponder
+from shared.bus.base import Append, Appended, BusUnavailable, Handler, LogConfig, Message, NoResponder
 from shared.bus.mailbox import Mailbox
 from shared.bus.nats_address import parse_address
 from shared.bus.nats_session import Session
@@ -74,6 +75,7 @@ class NatsBus:
         # A dict for its order: subscriptions come back in the order in which they were made.
         self._subscriptions: dict[NatsSubscription, None] = {}
         self._logs: dict[str, LogConfig] = {}
+        self._takes_batches: set[str] = set()
         self._closed = False
 
     @classmethod
@@ -182,6 +184,10 @@ class NatsBus:
             existing = await self._call(f"STREAM.INFO.{name}", b"", timeout_s=timeout_s)
             changed = nats_log.changed_config(existing["config"], wanted)
             answer = await self._call(f"STREAM.UPDATE.{name}", orjson.dumps(changed), timeout_s=timeout_s)
+        if nats_log.takes_batches(answer):
+            self._takes_batches.add(name)
+        else:
+            self._takes_batches.discard(name)
         return nats_log.created_epoch(answer)
 
     async def append(
@@ -193,15 +199,11 @@ class NatsBus:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 2.0,
     ) -> Appended:
-        subjects.check_message(subject, data, headers)
-        subjects.check_message_id(message_id)
-        for config in self._logs.values():
-            if subjects.takes(config, subject):
-                subjects.check_log_size(config, data)
+        message = Append(subject, data, message_id, headers or {})
+        subjects.check_batch([message])
+        subjects.log_of_all([message], list(self._logs.values()))
         self._require()
-        sent = dict(headers) if headers else {}
-        if message_id:
-            sent["Nats-Msg-Id"] = message_id
+        sent = nats_log.sent_headers(message)
         [answer] = await self._session.exchange(subject, data, timeout_s=timeout_s, headers=sent)
         try:
             return nats_log.appended_of(nats_log.answer_of(answer))
@@ -209,6 +211,37 @@ class NatsBus:
             raise error.translated() from error
         except KeyError as error:
             raise BusUnavailable("another program answers in place of a log") from error
+
+    async def append_all(self, messages: Sequence[Append], *, timeout_s: float = 5.0) -> list[Appended]:
+        subjects.check_batch(messages)
+        log = subjects.log_of_all(messages, list(self._logs.values()))
+        self._require()
+        try:
+            async with asyncio.timeout(timeout_s):
+                if log is not None and log.name in self._takes_batches and len(messages) > 1:
+                    try:
+                        return await self._append_batch(messages, timeout_s=timeout_s)
+                    except nats_log.Refused as error:
+                        if error.code != nats_log.DUPLICATE_IN_BATCH:
+                            raise error.translated() from error
+                # In order and one by one: a failure leaves no later message stored before an earlier one.
+                return [
+                    await self.append(each.subject, each.data, message_id=each.message_id, headers=each.headers)
+                    for each in messages
+                ]
+        except TimeoutError as error:
+            raise BusUnavailable("the log did not store the messages in time") from error
+
+    async def _append_batch(self, messages: Sequence[Append], *, timeout_s: float) -> list[Appended]:
+        """Store an atomic batch (ADR-50 of NATS): all but the last go without an acknowledgement, the last commits."""
+        batch_id = os.urandom(12).hex()
+        for place, message in enumerate(messages[:-1], start=1):
+            headers = nats_log.sent_headers(message, batch_id=batch_id, place=place)
+            await self._session.publish(message.subject, message.data, headers=headers)
+        last = messages[-1]
+        headers = nats_log.sent_headers(last, batch_id=batch_id, place=len(messages), commits=True)
+        [answer] = await self._session.exchange(last.subject, last.data, timeout_s=timeout_s, headers=headers)
+        return nats_log.committed_of(nats_log.answer_of(answer), len(messages))
 
     async def read(self, log: str, subject: str, *, after: int, limit: int, timeout_s: float = 2.0) -> list[Message]:
         subjects.check_log_name(log)

@@ -6,12 +6,13 @@ from typing import Any
 import orjson
 from nats.aio.msg import Msg
 
-from shared.bus.base import Appended, BusUnavailable, LogConfig, Message
+from shared.bus.base import Append, Appended, BusUnavailable, LogConfig, Message
 from shared.bus.epoch import epoch_of
 from shared.bus.subjects import HEADERS_BYTES_MAX
 
 NAME_IN_USE = 10058
 MESSAGE_TOO_LARGE = 10054
+DUPLICATE_IN_BATCH = 10201
 _OURS_TO_MEND = frozenset({10052, 10065, 10025, NAME_IN_USE})
 """Codes of configurations that no waiting will make right: not changeable so, subjects taken, invalid, in use."""
 
@@ -51,6 +52,7 @@ def stream_config(config: LogConfig) -> dict[str, Any]:
         "max_msg_size": config.message_bytes_max + HEADERS_BYTES_MAX + SERVER_HEADERS_BYTES,
         "duplicate_window": _nanoseconds(config.duplicate_window_s),
         "allow_direct": True,
+        "allow_atomic": True,
     }
     if config.republish is not None:
         stream["republish"] = {"src": config.republish[0], "dest": config.republish[1]}
@@ -92,6 +94,33 @@ def created_epoch(answer: Mapping[str, Any]) -> str:
 def appended_of(answer: Mapping[str, Any]) -> Appended:
     """Return the position out of an acknowledgement."""
     return Appended(offset=int(answer["seq"]), duplicate=bool(answer.get("duplicate", False)))
+
+
+def sent_headers(message: Append, *, batch_id: str = "", place: int = 0, commits: bool = False) -> dict[str, str]:
+    """Return the headers of a message to be stored, alone or at its place (from 1) in an atomic batch."""
+    headers = dict(message.headers)
+    if message.message_id:
+        headers["Nats-Msg-Id"] = message.message_id
+    if batch_id:
+        headers["Nats-Batch-Id"] = batch_id
+        headers["Nats-Batch-Sequence"] = str(place)
+    if commits:
+        headers["Nats-Batch-Commit"] = "1"
+    return headers
+
+
+def takes_batches(answer: Mapping[str, Any]) -> bool:
+    """Tell from a stream's description whether it takes atomic batches; servers before 2.12 know none."""
+    config = answer.get("config")
+    return isinstance(config, dict) and config.get("allow_atomic") is True
+
+
+def committed_of(answer: Mapping[str, Any], count: int) -> list[Appended]:
+    """Return the positions out of the acknowledgement of an atomic batch. Raises BusUnavailable when it is none."""
+    last = int(answer.get("seq", 0))
+    if answer.get("count") != count or last < count:
+        raise BusUnavailable("the log did not acknowledge the whole batch")
+    return [Appended(offset=offset, duplicate=False) for offset in range(last - count + 1, last + 1)]
 
 
 def status_of(message: Msg) -> str:

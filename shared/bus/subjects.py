@@ -1,14 +1,17 @@
 """Subjects: what publishers and subscribers may name, which pattern takes which subject, and where republishing sends it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from shared.bus.base import MESSAGE_BYTES_MAX, LogConfig
+from shared.bus.base import MESSAGE_BYTES_MAX, Append, LogConfig
 
 SUBJECT_BYTES_MAX = 512
 HEADERS_BYTES_MAX = 16 * 1024
 READ_LIMIT_MAX = 1000
 """One read of a log returns at most so many messages."""
+
+BATCH_MESSAGES_MAX = 1000
+"""What the server takes in one atomic batch."""
 
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f*>]")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
@@ -74,6 +77,28 @@ def check_message_id(message_id: str) -> None:
     """Refuse, with a ValueError, a message id that is not one short line."""
     if len(message_id) > 256 or any(ord(character) < 0x21 for character in message_id):
         raise ValueError("a message id has at most 256 characters and no spaces")
+
+
+def check_batch(messages: Sequence[Append]) -> None:
+    """Refuse, with a ValueError, a batch that is empty or too large, or has a message that the bus does not carry."""
+    if not 1 <= len(messages) <= BATCH_MESSAGES_MAX:
+        raise ValueError(f"a batch has 1 to {BATCH_MESSAGES_MAX} messages")
+    for message in messages:
+        check_message(message.subject, message.data, message.headers)
+        check_message_id(message.message_id)
+
+
+def log_of_all(messages: Sequence[Append], configs: Sequence[LogConfig]) -> LogConfig | None:
+    """Return the one log that takes all messages, None where none of these takes the first. Raises ValueError for different logs."""
+    log = next((config for config in configs if takes(config, messages[0].subject)), None)
+    if log is None:
+        return None
+    for subject in {message.subject for message in messages}:
+        if not takes(log, subject):
+            raise ValueError("the messages of a batch belong to one log")
+    for message in messages:
+        check_log_size(log, message.data)
+    return log
 
 
 def check_log(config: LogConfig) -> None:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from shared.bus.base import Bus, BusUnavailable, LogConfig
+from shared.bus.base import Append, Appended, Bus, BusUnavailable, LogConfig
 from shared.testing.bus_probe import Collector, eventually, log_config
 
 _serial = itertools.count(1)
@@ -79,6 +79,61 @@ class BusLogContract:
         assert (await other.append(f"{word}.in.a", b"two", message_id="id-2")).offset == 2
         found = await bus.read(word, f"{word}.in.a", after=0, limit=10)
         assert [(m.data, dict(m.headers)) for m in found] == [(b"one", {}), (b"two", {})]
+
+    async def test_several_are_stored_together_in_their_order(self, bus: Bus, other: Bus, word: str) -> None:
+        await bus.ensure_log(log_config(word))
+        out = Collector()
+        await other.subscribe(f"{word}.out.>", out)
+        await bus.append(f"{word}.in.a", b"first")
+        batch = [Append(f"{word}.in.{'ab'[n % 2]}", b"%d" % n, f"id-{n}", {"x": str(n)}) for n in range(6)]
+        assert await bus.append_all(batch) == [Appended(offset, duplicate=False) for offset in range(2, 8)]
+        messages = await out.wait(7)
+        assert [m.data for m in messages] == [b"first", *(b"%d" % n for n in range(6))]
+        assert [m.offset for m in messages] == list(range(1, 8))
+        found = await other.read(word, f"{word}.in.b", after=0, limit=10)
+        assert [(m.data, dict(m.headers)) for m in found] == [(b"%d" % n, {"x": str(n)}) for n in (1, 3, 5)]
+        assert (await other.append(f"{word}.in.a", b"4", message_id="id-4")).duplicate
+
+    async def test_of_a_batch_that_comes_again_only_the_new_is_stored(self, bus: Bus, other: Bus, word: str) -> None:
+        await bus.ensure_log(log_config(word))
+        batch = [Append(f"{word}.in.a", b"%d" % n, f"id-{n}") for n in range(6)]
+        await bus.append_all(batch[:4])
+        await other.ensure_log(log_config(word))
+        again = await other.append_all(batch[2:])
+        assert [(each.offset, each.duplicate) for each in again] == [(3, True), (4, True), (5, False), (6, False)]
+        twice = await bus.append_all([Append(f"{word}.in.a", b"x", "x"), Append(f"{word}.in.a", b"x", "x")])
+        assert [each.duplicate for each in twice] == [False, True]
+        found = await bus.read(word, f"{word}.in.a", after=0, limit=10)
+        assert [m.data for m in found] == [b"0", b"1", b"2", b"3", b"4", b"5", b"x"]
+
+    async def test_the_largest_batch_is_stored_and_none_larger(self, bus: Bus, word: str) -> None:
+        await bus.ensure_log(log_config(word, messages_per_subject_max=2000))
+        batch = [Append(f"{word}.in.a", b"%d" % n, f"id-{n}") for n in range(1001)]
+        for wrong in (batch, []):
+            with pytest.raises(ValueError, match="batch"):
+                await bus.append_all(wrong)
+        assert len(await bus.append_all(batch[:1000])) == 1000
+        assert await bus.last_offset(word, f"{word}.in.a") == 1000
+
+    async def test_a_batch_with_a_wrong_message_stores_nothing(self, bus: Bus, word: str) -> None:
+        await bus.ensure_log(log_config(word, message_bytes_max=100))
+        await bus.ensure_log(log_config(f"{word}b"))
+        good = Append(f"{word}.in.a", b"good")
+        wrongs = [
+            Append(f"{word}b.in.a", b""),
+            Append(f"{word}.in.a", bytes(101)),
+            Append("a b", b""),
+            Append(f"{word}.in.a", b"", "an id"),
+            Append(f"{word}.in.a", b"", headers={"Nats-X": "1"}),
+        ]
+        for wrong in wrongs:
+            with pytest.raises(ValueError, match=r"log|subject|id|header"):
+                await bus.append_all([good, wrong])
+        assert await bus.last_offset(word, f"{word}.in.a") == 0
+
+    async def test_without_a_log_no_batch_is_stored(self, bus: Bus, word: str) -> None:
+        with pytest.raises(BusUnavailable):
+            await bus.append_all([Append(f"{word}.in.a", b"")])
 
     async def test_a_message_id_is_forgotten_after_its_window(self, bus: Bus, word: str) -> None:
         await bus.ensure_log(log_config(word, duplicate_window_s=0.2))

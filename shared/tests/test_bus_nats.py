@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import orjson
 import pytest
 
-from shared.bus.base import MESSAGE_BYTES_MAX, Bus, BusUnavailable
+from shared.bus.base import MESSAGE_BYTES_MAX, Append, Bus, BusUnavailable
 from shared.bus.connect import connect
-from shared.bus.nats_log import changed_config
+from shared.bus.nats import NatsBus
+from shared.bus.nats_log import changed_config, sent_headers, stream_config, takes_batches
 from shared.testing.bus_contract import BusContract
 from shared.testing.bus_probe import Collector, eventually, log_config
 from shared.testing.processes import NatsProcess
@@ -220,3 +222,44 @@ async def test_an_operators_replicas_and_placement_survive_an_update() -> None:
     existing = {"num_replicas": 3, "placement": {"tags": ["ssd"]}, "max_age": 1, "republish": {"src": "a.>"}}
     changed = changed_config(existing, {"max_age": 2})
     assert changed == {"num_replicas": 3, "placement": {"tags": ["ssd"]}, "max_age": 2}
+
+
+async def test_a_log_made_before_there_were_batches_takes_them_when_it_is_ensured(
+    server: NatsProcess, bus: Bus
+) -> None:
+    assert isinstance(bus, NatsBus)
+    config = log_config("w")
+    old = {**stream_config(config), "allow_atomic": False}
+    await bus._call("STREAM.CREATE.w", orjson.dumps(old), timeout_s=5)
+    await bus.ensure_log(config)
+    batch = [Append("w.in.a", b"%d" % n, f"id-{n}") for n in range(3)]
+    assert (await bus.append_all(batch))[-1].offset == 3
+    # A replica of the version before, whose configuration does not name them, leaves them on.
+    before = {name: value for name, value in stream_config(config).items() if name != "allow_atomic"}
+    existing = await bus._call("STREAM.INFO.w", b"", timeout_s=5)
+    await bus._call("STREAM.UPDATE.w", orjson.dumps(changed_config(existing["config"], before)), timeout_s=5)
+    assert [each.duplicate for each in await bus.append_all(batch)] == [True, True, True]
+
+
+async def test_a_server_that_knows_no_batches_gets_the_messages_one_by_one(bus: Bus) -> None:
+    assert isinstance(bus, NatsBus)
+    await bus.ensure_log(log_config("w"))
+    bus._takes_batches.clear()
+    batch = [Append("w.in.a", b"%d" % n, f"id-{n}") for n in range(3)]
+    assert [each.offset for each in await bus.append_all(batch)] == [1, 2, 3]
+    assert not takes_batches({"config": {"name": "w"}})
+
+
+async def test_a_batch_that_is_cut_off_stores_nothing(server: NatsProcess, bus: Bus) -> None:
+    assert isinstance(bus, NatsBus)
+    await bus.ensure_log(log_config("w"))
+    await bus.publish("w.in.a", b"before")
+    unfinished = sent_headers(Append("w.in.a", b"x", "id-0"), batch_id="b", place=1)
+    await bus._session.publish("w.in.a", b"x", headers=unfinished)
+    server.kill()
+    await eventually(lambda: not bus.connected)
+    server.start()
+    await eventually(lambda: bus.connected)
+    await bus.ensure_log(log_config("w"))
+    batch = [Append("w.in.a", b"%d" % n, f"id-{n}") for n in range(3)]
+    assert [each.duplicate for each in await bus.append_all(batch)] == [False, False, False]

@@ -126,7 +126,7 @@ class OutboxLine(Protocol):
         """Return the oldest events; those of one user come in the order of its changes."""
 
     async def done(self, event_ids: Sequence[str]) -> None:
-        """Remove events that are on the bus."""
+        """Remove events, handed out by the last `waiting`, that are on the bus."""
 
     async def backlog(self) -> int:
         """Count the events that wait."""

@@ -23,6 +23,8 @@ class PostgresLine:
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
         self._leads = False
+        # Of the events handed out last: rows are removed by their number, so no index on id is kept up by every write.
+        self._numbers: dict[str, int] = {}
 
     async def lead(self) -> bool:
         if not self._leads:
@@ -33,19 +35,15 @@ class PostgresLine:
     async def waiting(self, limit: int) -> list[Event]:
         with translated():
             rows = await self._connection.fetch(
-                "SELECT id, subject, payload FROM outbox ORDER BY number LIMIT $1", limit
+                "SELECT number, id, subject, payload FROM outbox ORDER BY number LIMIT $1", limit
             )
+        self._numbers = {str(row["id"]): row["number"] for row in rows}
         return [Event(str(row["id"]), row["subject"], row["payload"]) for row in rows]
 
     async def done(self, event_ids: Sequence[str]) -> None:
+        numbers = [self._numbers[event_id] for event_id in event_ids if event_id in self._numbers]
         with translated():
-            await self._connection.execute(
-                # The oldest rows are looked through, so no index on id is kept up by every write.
-                "DELETE FROM outbox WHERE number IN (SELECT number FROM outbox ORDER BY number LIMIT $2) "
-                "AND id = ANY($1::uuid[])",
-                list(event_ids),
-                1000,
-            )
+            await self._connection.execute("DELETE FROM outbox WHERE number = ANY($1::bigint[])", numbers)
 
     async def backlog(self) -> int:
         with translated():
