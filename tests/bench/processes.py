@@ -80,14 +80,15 @@ class Stand:
         name: str,
         argv: Sequence[str | Path],
         *,
-        core: int,
+        core: int | None,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> Running:
-        """Start a program (by its full path) on a core. Its output goes to a file; it inherits no descriptor of ours."""
+        """Start a program (by its full path) on a core, or on both. Its output goes to a file; it inherits no descriptor of ours."""
         log = self.folder / f"{name}.log"
         shim = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(signal.SIGTERM)), "plain"]
-        with log.open("ab") as output, _on_core(core):
+        cores = {self.cores.subject, self.cores.load} if core is None else {core}
+        with log.open("ab") as output, _on_cores(cores):
             process = subprocess.Popen(
                 [*shim, *(str(part) for part in argv)],
                 env={"PATH": os.environ["PATH"], "HOME": str(self.folder), **(env or {})},
@@ -129,10 +130,10 @@ class Stand:
 
 
 @contextlib.contextmanager
-def _on_core(core: int) -> Iterator[None]:
+def _on_cores(cores: set[int]) -> Iterator[None]:
     """Children take the affinity of the thread that forks them."""
     own = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores)
     try:
         yield
     finally:
