@@ -33,6 +33,11 @@ def is_id(text: str) -> bool:
     return _UUID7.fullmatch(text) is not None
 
 
+def made_at(uuid7: str) -> float:
+    """Return when a UUIDv7 was made: epoch seconds, to the millisecond."""
+    return int(uuid7[:8] + uuid7[9:13], 16) / 1000
+
+
 def new_request_id() -> str:
     """Return a request id, unique across processes."""
     return f"{_prefix}-{next(_serial):x}"

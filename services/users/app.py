@@ -1,5 +1,6 @@
 """Assembly: from settings to open parts, and the application that serves them."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,22 +12,26 @@ import structlog
 
 from services.users.adapters.database import Store, open_store
 from services.users.adapters.heap import HeapTrimmer, keep_one_arena
-from services.users.adapters.keys import SigningKeys
+from services.users.adapters.keys import SigningKeys, successor_key
 from services.users.adapters.passwords import Argon2Passwords
 from services.users.adapters.tally import PrometheusTally
 from services.users.domain.auth import AuthService
 from services.users.domain.cleaning import Cleaner
 from services.users.domain.relay import OutboxRelay
+from services.users.domain.sessions import SessionService
 from services.users.domain.throttle import FailedLogins
 from services.users.domain.users import UserService
+from services.users.model.records import Event
 from services.users.model.text import normalise_email, normalise_password
-from services.users.routes import auth, users
+from services.users.routes import auth, sessions, users
 from services.users.settings import UsersSettings
 from shared.app import Application, Opened, Runtime, build
 from shared.bus.base import Bus
 from shared.bus.connect import connect as connect_bus
+from shared.bus.connect import connected
 from shared.cache.connect import connect as connect_cache
 from shared.errors import Conflict
+from shared.revocation import follow
 from shared.tokens import TokenVerifier
 
 
@@ -36,6 +41,7 @@ class Parts:
 
     users: UserService
     auth: AuthService
+    sessions: SessionService
     keys: SigningKeys
     verifier: TokenVerifier
     store: Store
@@ -44,7 +50,9 @@ class Parts:
 def create(settings: UsersSettings) -> Application:
     """Return the users service for these settings."""
     keep_one_arena()
-    return build(settings, routers=[users.router, auth.router], resources=_resources, title="Roundhouse users")
+    return build(
+        settings, routers=[users.router, auth.router, sessions.router], resources=_resources, title="Roundhouse users"
+    )
 
 
 @asynccontextmanager
@@ -57,12 +65,13 @@ async def _resources(settings: UsersSettings, runtime: Runtime) -> AsyncIterator
                 connections_max=settings.database_connections_max,
             )
         )
-        keys = await SigningKeys.load(store.keys, _seal(settings), lasts_s=settings.access_token_lasts_s)
-        yield await _assemble(settings, runtime, store, keys, stack)
+        seal = _seal(settings)
+        keys = await SigningKeys.load(store.keys, seal, lasts_s=settings.access_token_lasts_s)
+        yield await _assemble(settings, runtime, store, keys, await asyncio.to_thread(successor_key, seal), stack)
 
 
 async def _assemble(
-    settings: UsersSettings, runtime: Runtime, store: Store, keys: SigningKeys, stack: AsyncExitStack
+    settings: UsersSettings, runtime: Runtime, store: Store, keys: SigningKeys, successors: bytes, stack: AsyncExitStack
 ) -> Opened[Parts]:
     cache = connect_cache(settings.redis_url.get_secret_value())
     stack.push_async_callback(cache.close)
@@ -71,27 +80,37 @@ async def _assemble(
     stack.callback(passwords.close)
     tally = PrometheusTally(runtime.metrics.registry)
 
+    nats_url = settings.nats_url.get_secret_value()
+
     async def bus() -> Bus:
-        return await connect_bus(settings.nats_url.get_secret_value(), name=settings.replica_name)
+        return await connect_bus(nats_url, name=settings.replica_name)
 
     relay = OutboxRelay(store.outbox, bus, tally=tally)
     user_service = UserService(
         store.users, passwords, tally=tally, announce=relay.wake, requires_match=settings.require_if_match
     )
+    feed = await follow(runtime.tasks, lambda: connected(nats_url, name=settings.replica_name), issuer="users")
+
+    async def tell_ended(event: Event) -> None:
+        relay.wake()
+        await feed.announce(event.payload)
+
+    session_service = SessionService(
+        store.sessions, keys, successor_key=successors, lasts_s=settings.session_lasts_s, tell_ended=tell_ended
+    )
     auth_service = AuthService(
         users=store.users,
-        sessions=store.sessions,
+        sessions=session_service,
         passwords=passwords,
-        issuer=keys,
         failed=FailedLogins(cache, failures_max=settings.failed_logins_max, window_s=settings.failed_logins_window_s),
         tally=tally,
-        session_lasts_s=settings.session_lasts_s,
     )
     await _ensure_admin(settings, user_service)
     runtime.tasks.start("outbox-relay", relay.run)
     runtime.tasks.start("heap-trimmer", heap.run)
     runtime.tasks.start("cleaner", _cleaner(settings, store, user_service).run)
-    return Opened(Parts(user_service, auth_service, keys, TokenVerifier(keys), store), {"postgres": store.ping})
+    verifier = TokenVerifier(keys, feed.revoked)
+    return Opened(Parts(user_service, auth_service, session_service, keys, verifier, store), {"postgres": store.ping})
 
 
 def _cleaner(settings: UsersSettings, store: Store, users: UserService) -> Cleaner:

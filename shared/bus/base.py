@@ -142,8 +142,19 @@ class Bus(Protocol):
         different logs. After BusUnavailable append all again with the same ids.
         """
 
-    async def read(self, log: str, subject: str, *, after: int, limit: int, timeout_s: float = 2.0) -> list[Message]:
+    async def read(
+        self,
+        log: str,
+        subject: str,
+        *,
+        after: int,
+        limit: int,
+        age_max_s: float | None = None,
+        timeout_s: float = 2.0,
+    ) -> list[Message]:
         """Return up to `limit` (1 to 1,000) stored messages of exactly `subject` with offset > `after`, oldest first, offsets set.
+
+        With `age_max_s`, and `after` 0, those are left out that the server stored before that, by our clock.
 
         `previous_offset` chains inside the answer and is 0 on its first message. Whether something after `after` is gone already
         is seen by reading from `after - 1`: the first message's offset is `after`, or there is a hole. Raises BusUnavailable too

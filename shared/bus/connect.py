@@ -1,5 +1,7 @@
 """Connecting to the bus: the URL's scheme picks the adapter, and only that one's driver is imported."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 from shared.bus.base import Bus
@@ -23,3 +25,13 @@ async def connect(url: str, *, name: str) -> Bus:
 
         return await NatsBus.connect(url, name=name)
     raise ValueError("the bus URL has an unknown scheme: use memory://, nats:// or tls://")
+
+
+@asynccontextmanager
+async def connected(url: str, *, name: str) -> AsyncIterator[Bus]:
+    """Connect as `connect` does, and close the bus in the end."""
+    bus = await connect(url, name=name)
+    try:
+        yield bus
+    finally:
+        await bus.close()

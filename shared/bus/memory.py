@@ -250,10 +250,19 @@ class MemoryBus:
             for message in messages
         ]
 
-    async def read(self, log: str, subject: str, *, after: int, limit: int, timeout_s: float = 2.0) -> list[Message]:
+    async def read(
+        self,
+        log: str,
+        subject: str,
+        *,
+        after: int,
+        limit: int,
+        age_max_s: float | None = None,
+        timeout_s: float = 2.0,
+    ) -> list[Message]:
         subjects.check_subject(subject)
         subjects.check_limit(limit)
-        return self._log(log).read(subject, after=after, limit=limit)
+        return self._log(log).read(subject, after=after, limit=limit, age_max_s=None if after else age_max_s)
 
     async def last_offset(self, log: str, subject: str, *, timeout_s: float = 2.0) -> int:
         subjects.check_subject(subject)

@@ -1,5 +1,6 @@
 """A durable log's twin in memory: positions, limits by subject, age and bytes, and the window for duplicates."""
 
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -73,13 +74,14 @@ class MemoryLog:
         self._trim()
         return Appended(offset=message.offset, duplicate=False), message
 
-    def read(self, subject: str, *, after: int, limit: int) -> list[Message]:
+    def read(self, subject: str, *, after: int, limit: int, age_max_s: float | None = None) -> list[Message]:
         """Return stored messages of a subject, oldest first; `previous_offset` chains inside the answer and begins with 0."""
         self._trim()
         found: list[Message] = []
         previous = 0
+        oldest_at = -math.inf if age_max_s is None else self.clock() - age_max_s
         for offset in self._by_subject.get(subject, ()):
-            if offset <= after:
+            if offset <= after or self._stored[offset].at < oldest_at:
                 continue
             stored = self._stored[offset].message
             found.append(

@@ -243,7 +243,16 @@ class NatsBus:
         [answer] = await self._session.exchange(last.subject, last.data, timeout_s=timeout_s, headers=headers)
         return nats_log.committed_of(nats_log.answer_of(answer), len(messages))
 
-    async def read(self, log: str, subject: str, *, after: int, limit: int, timeout_s: float = 2.0) -> list[Message]:
+    async def read(
+        self,
+        log: str,
+        subject: str,
+        *,
+        after: int,
+        limit: int,
+        age_max_s: float | None = None,
+        timeout_s: float = 2.0,
+    ) -> list[Message]:
         subjects.check_log_name(log)
         subjects.check_subject(subject)
         subjects.check_limit(limit)
@@ -254,7 +263,10 @@ class NatsBus:
             async with asyncio.timeout(timeout_s):
                 while more and len(found) < limit:
                     body = nats_log.batch_request(
-                        subject, after=found[-1].offset if found else after, limit=limit - len(found)
+                        subject,
+                        after=found[-1].offset if found else after,
+                        limit=limit - len(found),
+                        age_max_s=age_max_s,
                     )
                     answers = await self._session.exchange(
                         f"$JS.API.DIRECT.GET.{log}", body, timeout_s=timeout_s, is_last=nats_log.ends_batch

@@ -1,6 +1,7 @@
 """JetStream's own words: stream configurations, acknowledgements and batched direct reads, to and from ours."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -133,9 +134,14 @@ def ends_batch(message: Msg) -> bool:
     return status_of(message) != ""
 
 
-def batch_request(subject: str, *, after: int, limit: int) -> bytes:
-    """Return the request for up to `limit` messages of a subject with offset > `after`."""
-    wanted = {"batch": limit, "seq": after + 1, "next_by_subj": subject, "max_bytes": BATCH_BYTES_MAX}
+def batch_request(subject: str, *, after: int, limit: int, age_max_s: float | None = None) -> bytes:
+    """Return the request for up to `limit` messages of a subject with offset > `after`, or where that is 0 of an age."""
+    wanted: dict[str, Any] = {"batch": limit, "next_by_subj": subject, "max_bytes": BATCH_BYTES_MAX}
+    if age_max_s is not None and not after:
+        # The server takes a place or a time, not both.
+        wanted["start_time"] = datetime.now(UTC) - timedelta(seconds=age_max_s)
+    else:
+        wanted["seq"] = after + 1
     return orjson.dumps(wanted)
 
 

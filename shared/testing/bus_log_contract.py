@@ -61,6 +61,23 @@ class BusLogContract:
         assert await other.last_offset(word, f"{word}.in.b") == 6
         assert await other.last_offset(word, f"{word}.in.none") == 0
 
+    async def test_a_read_can_begin_with_an_age(self, bus: Bus, other: Bus, word: str) -> None:
+        await bus.ensure_log(log_config(word))
+        await bus.append(f"{word}.in.a", b"old")
+
+        async def is_older() -> bool:
+            return await other.read(word, f"{word}.in.a", after=0, limit=10, age_max_s=0.5) == []
+
+        await eventually(is_older)
+        for n in range(3):
+            await bus.append(f"{word}.in.a", b"%d" % n)
+            await bus.append(f"{word}.in.b", b"other")
+        found = await other.read(word, f"{word}.in.a", after=0, limit=3, age_max_s=60.0)
+        assert [(m.data, m.offset, m.previous_offset) for m in found] == [(b"old", 1, 0), (b"0", 2, 1), (b"1", 4, 2)]
+        after = await other.read(word, f"{word}.in.a", after=4, limit=10, age_max_s=60.0)
+        assert [m.data for m in after] == [b"2"]
+        assert await other.read(word, f"{word}.in.none", after=0, limit=10, age_max_s=60.0) == []
+
     async def test_a_long_read_is_whole(self, bus: Bus, word: str) -> None:
         await bus.ensure_log(log_config(word, messages_per_subject_max=1000))
         async with asyncio.TaskGroup() as group:

@@ -1,73 +1,55 @@
-"""Log-in, sessions and refresh: who gets tokens, for how long, and what ends them."""
-
-import base64
-import hashlib
-import secrets
-from datetime import UTC, datetime, timedelta
+"""Log-in: who gets a session, and what becomes of those who guess."""
 
 import structlog
 
-from services.users.domain.ports import (
-    PasswordHasher,
-    RefreshReused,
-    SessionRepository,
-    Tally,
-    TokenIssuer,
-    UserRepository,
-)
+from services.users.domain.ports import PasswordHasher, Tally, UserRepository
+from services.users.domain.sessions import SessionService
 from services.users.domain.throttle import FailedLogins
-from services.users.model.records import Actor, Credentials, Session, Tokens, User
+from services.users.model.records import Client, Credentials, Tokens
 from services.users.model.text import LOGIN_CHARS_MAX, fold, normalise_password
 from shared.errors import NotFound, TooManyRequests, Unauthorized, Unavailable
-from shared.ids import is_id, new_id
-
-FAMILY_BYTES = 16
-"""The half of a refresh token that stays; 128 bits cannot be guessed, and naming it wrongly ends no session."""
-
-SECRET_BYTES = 32
-"""The half that changes at every use."""
 
 
 class AuthService:
-    """`session_lasts_s`: so long after a log-in its refresh token works at most."""
+    """Opens a session for whoever knows the password."""
 
     def __init__(
         self,
         *,
         users: UserRepository,
-        sessions: SessionRepository,
+        sessions: SessionService,
         passwords: PasswordHasher,
-        issuer: TokenIssuer,
         failed: FailedLogins,
         tally: Tally,
-        session_lasts_s: float,
     ) -> None:
         self._users = users
         self._sessions = sessions
         self._passwords = passwords
-        self._issuer = issuer
         self._failed = failed
         self._tally = tally
-        self._session_lasts = timedelta(seconds=session_lasts_s)
         self._log = structlog.get_logger()
 
-    async def log_in(self, login: str, password: str, *, address: str) -> Tokens:
+    async def log_in(self, login: str, password: str, client: Client) -> Tokens:
         """Open a session for a username or e-mail address with its password.
 
         The answer and the work are the same for an unknown user and a wrong password.
         Raises Unauthorized, TooManyRequests, Unavailable.
         """
         try:
-            await self._failed.check(address)
+            await self._failed.check(client.address)
         except TooManyRequests:
             self._tally.login("limited")
             raise
         found = await self._verified(login, password)
         if found is None:
-            await self._failed.count(address)
+            await self._failed.count(client.address)
             self._tally.login("refused")
-            raise Unauthorized("username or password is wrong", code="invalid_credentials")
-        tokens = await self._open(found.user)
+            raise _login_refused()
+        try:
+            tokens = await self._sessions.open(found.user, client)
+        except NotFound:
+            # Deleted between the look-up and here.
+            raise _login_refused() from None
         self._tally.login("ok")
         return tokens
 
@@ -94,66 +76,6 @@ class AuthService:
             # The next log-in tries again; this one need not fail for it.
             self._log.warning("password_not_rehashed", reason=str(error))
 
-    async def _open(self, user: User) -> Tokens:
-        family, secret = secrets.token_bytes(FAMILY_BYTES), secrets.token_bytes(SECRET_BYTES)
-        now = datetime.now(UTC)
-        session = Session(
-            id=new_id(),
-            user_id=user.id,
-            family_hash=_digest(family),
-            refresh_hash=_digest(secret),
-            created_at=now,
-            expires_at=now + self._session_lasts,
-        )
-        try:
-            await self._sessions.open(session)
-        except NotFound:
-            # Deleted between the look-up and here.
-            raise Unauthorized("username or password is wrong", code="invalid_credentials") from None
-        return self._tokens(user, session.id, family + secret)
-
-    def _tokens(self, user: User, session_id: str, refresh: bytes) -> Tokens:
-        refresh_token = base64.urlsafe_b64encode(refresh).decode()
-        return Tokens(self._issuer.issue(user, session_id), refresh_token, self._issuer.lasts_s)
-
-    async def refresh(self, refresh_token: str) -> Tokens:
-        """Exchange a refresh token for new tokens; it works once, and using it again ends the session.
-
-        Raises Unauthorized, Unavailable.
-        """
-        family, secret = _halves(refresh_token)
-        next_secret = secrets.token_bytes(SECRET_BYTES)
-        try:
-            session_id, user = await self._sessions.rotate(
-                family_hash=_digest(family),
-                used_hash=_digest(secret),
-                next_hash=_digest(next_secret),
-                now=datetime.now(UTC),
-            )
-        except RefreshReused:
-            self._log.warning("refresh_reused", action="session ended")
-            raise _refresh_refused() from None
-        except NotFound:
-            raise _refresh_refused() from None
-        return self._tokens(user, session_id, family + next_secret)
-
-    async def user_of(self, actor: Actor) -> User:
-        """Return the record behind a token whose session still lives. Raises Unauthorized, Unavailable."""
-        try:
-            if not is_id(actor.session_id):
-                raise NotFound
-            found = await self._sessions.user_of(actor.session_id, now=datetime.now(UTC))
-        except NotFound:
-            raise _session_ended() from None
-        if found.id != actor.user_id:
-            raise _session_ended()
-        return found
-
-    async def log_out(self, actor: Actor) -> None:
-        """End the token's session; doing it twice is no error. Raises Unavailable."""
-        if is_id(actor.session_id):
-            await self._sessions.end(actor.session_id)
-
 
 def _readable_login(login: str) -> str:
     """Return a login as names and addresses are stored; what cannot be one becomes a text that nobody has."""
@@ -161,24 +83,5 @@ def _readable_login(login: str) -> str:
     return "" if "\x00" in found else found
 
 
-def _digest(token: bytes) -> bytes:
-    # A plain hash suffices: the token is random, there is nothing to guess.
-    return hashlib.sha256(token).digest()
-
-
-def _halves(refresh_token: str) -> tuple[bytes, bytes]:
-    try:
-        raw = base64.b64decode(refresh_token.encode("ascii"), altchars=b"-_", validate=True)
-    except ValueError:
-        raise _refresh_refused() from None
-    if len(raw) != FAMILY_BYTES + SECRET_BYTES:
-        raise _refresh_refused()
-    return raw[:FAMILY_BYTES], raw[FAMILY_BYTES:]
-
-
-def _refresh_refused() -> Unauthorized:
-    return Unauthorized("the refresh token is not valid", code="refresh_invalid")
-
-
-def _session_ended() -> Unauthorized:
-    return Unauthorized("the session has ended", code="session_ended")
+def _login_refused() -> Unauthorized:
+    return Unauthorized("username or password is wrong", code="invalid_credentials")

@@ -1,12 +1,13 @@
 """The events that tell others of a user: CloudEvents 1.0 as JSON, without e-mail address or name."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from services.users.model.records import Event, User
 from shared import context
 from shared.ids import new_id
+from shared.revocation import Revocation
 
 SOURCE = "/users"
 """A URI reference, as CloudEvents asks for; the gateway's address differs by fleet."""
@@ -20,13 +21,27 @@ def event_of(user: User, verb: str, *, changed: Sequence[str] = ()) -> Event:
     data: dict[str, object] = {"id": user.id, "username": user.username, "role": user.role, "version": user.version}
     if changed:
         data["changed"] = sorted(changed)
+    return _event(f"user.{verb}", user.id, data)
+
+
+def session_ended(revocation: Revocation, reason: str) -> Event:
+    """Return `users.session.ended`: which access tokens every service refuses from now on, and why; see shared/revocation.py."""
+    return _event("session.ended", revocation.user_id, {**revocation.as_data(), "reason": reason})
+
+
+def session_reused(user_id: str, session_id: str) -> Event:
+    """Return `users.session.reused`: an old refresh token came back, so it or the newer one is in wrong hands."""
+    return _event("session.reused", user_id, {"user_id": user_id, "session_id": session_id})
+
+
+def _event(kind: str, user_id: str, data: Mapping[str, object]) -> Event:
     event_id = new_id()
     document: dict[str, object] = {
         "specversion": "1.0",
         "id": event_id,
         "source": SOURCE,
-        "type": f"users.user.{verb}",
-        "subject": user.id,
+        "type": f"users.{kind}",
+        "subject": user_id,
         "time": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
         "datacontenttype": "application/json",
         "data": data,
@@ -35,4 +50,4 @@ def event_of(user: User, verb: str, *, changed: Sequence[str] = ()) -> Event:
     if found is not None and found.traceparent:
         document["traceparent"] = found.traceparent
     payload = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-    return Event(event_id, f"evt.users.user.{verb}.v1", payload)
+    return Event(event_id, f"evt.users.{kind}.v1", payload)

@@ -5,7 +5,16 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
-from services.users.model.records import AuditEntry, AuditQuery, Credentials, DeletedUser, Event, Session, User
+from services.users.model.records import (
+    AuditEntry,
+    AuditQuery,
+    Credentials,
+    DeletedUser,
+    Event,
+    Exchange,
+    Session,
+    User,
+)
 
 SESSIONS_PER_USER_MAX = 100
 """One more ends the oldest, so that a script that only ever logs in cannot fill the table."""
@@ -16,7 +25,12 @@ class VersionChanged(Exception):
 
 
 class RefreshReused(Exception):
-    """A refresh token that had been rotated away was used again; its session has been ended."""
+    """A refresh token that had been exchanged before was used again; its session is still there."""
+
+    def __init__(self, session_id: str, user_id: str) -> None:
+        super().__init__(session_id)
+        self.session_id = session_id
+        self.user_id = user_id
 
 
 class UserRepository(Protocol):
@@ -88,22 +102,32 @@ class UserRepository(Protocol):
 class SessionRepository(Protocol):
     """All calls may raise Unavailable."""
 
-    async def open(self, session: Session) -> None:
+    async def open(self, session: Session, *, audit: AuditEntry | None = None) -> None:
         """Store a session; the user's expired ones and those over the limit are dropped. Raises NotFound: the user is gone."""
 
     async def user_of(self, session_id: str, *, now: datetime) -> User:
         """Return whose live session this is. Raises NotFound."""
 
-    async def rotate(
-        self, *, family_hash: bytes, used_hash: bytes, next_hash: bytes, now: datetime
-    ) -> tuple[str, User]:
+    async def of_user(self, user_id: str, *, now: datetime) -> list[Session]:
+        """Return a user's live sessions, newest first."""
+
+    async def rotate(self, exchange: Exchange) -> tuple[str, User]:
         """Exchange the hash of the refresh token in one step; return the session's id and user.
 
-        Raises NotFound when there is no such live session, RefreshReused (the session is then gone) when `used_hash` is old.
+        The newest exchange may be made again from `grace_from` on: it changes nothing more, so that all who make it at once get the
+        same. Raises NotFound when there is no such live session, RefreshReused when `used_hash` is older than that.
         """
 
-    async def end(self, session_id: str) -> None:
-        """Remove a session; nothing happens when it is gone already."""
+    async def end(
+        self,
+        user_id: str,
+        *,
+        session_id: str = "",
+        keep: str = "",
+        events: Sequence[Event] = (),
+        audit: AuditEntry | None = None,
+    ) -> int:
+        """Remove a session of a user, or all but `keep`; return how many. Events and audit are stored where any was there."""
 
 
 class AuditLog(Protocol):

@@ -150,6 +150,20 @@ class TokenView(BaseModel):
     refresh_token: str = Field(description="Good for one use at `/auth/refresh`.")
 
 
+class SessionView(BaseModel):
+    id: str
+    created_at: datetime
+    used_at: datetime = Field(description="When it was last refreshed.")
+    expires_at: datetime
+    address: str = Field(description="Where it was last refreshed from; of IPv6 the /64.")
+    user_agent: str = Field(description="What it was last refreshed by, as it called itself.")
+    current: bool = Field(description="Whether the access token of this request belongs to it.")
+
+
+class SessionsView(BaseModel):
+    items: list[SessionView] = Field(description="At most 100: one more log-in ends the oldest.")
+
+
 class KeysView(BaseModel):
     """A JSON Web Key Set (RFC 7517)."""
 

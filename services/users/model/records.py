@@ -45,7 +45,8 @@ class Session:
     """One log-in.
 
     A refresh token has two halves: one that stays as long as the session, one that changes at every use. A known first half with a
-    wrong second one is an old token used again. Only SHA-256 hashes of both are kept.
+    wrong second one is an old token used again. Only SHA-256 hashes of both are kept, and that of the second half before
+    (`previous_hash`), which was exchanged at `rotated_at`. `address` and `user_agent` are of its last log-in or refresh, at `used_at`.
     """
 
     id: str
@@ -54,6 +55,34 @@ class Session:
     refresh_hash: bytes
     created_at: datetime
     expires_at: datetime
+    previous_hash: bytes | None = None
+    rotated_at: datetime | None = None
+    used_at: datetime | None = None
+    address: str = ""
+    user_agent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Whom a log-in or a refresh comes from, as its session shows it; both bounded."""
+
+    address: str = ""
+    user_agent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A refresh token to be exchanged: hashes of its halves and of what follows the second, and the time.
+
+    `grace_from`: an exchange at or after it may be made again, with the same result.
+    """
+
+    family_hash: bytes
+    used_hash: bytes
+    next_hash: bytes
+    now: datetime
+    grace_from: datetime
+    client: Client
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Header, Request, Response
+from fastapi import APIRouter, Form, Header, Response
 
-from services.users.domain.throttle import client_address
 from services.users.model.edge import KeysView, LoginForm, RefreshBody, TokenView, UserView
 from services.users.model.records import Tokens
-from services.users.routes.parts import SHOWN_SCHEME, Parts, Reader
+from services.users.routes.parts import SHOWN_SCHEME, AskedBy, Parts, Reader
 from services.users.routes.respond import NO_STORE, json_response, problems, user_response
 
 router = APIRouter(tags=["auth"])
@@ -26,20 +25,18 @@ def _token_response(tokens: Tokens) -> Response:
 @router.post(
     "/auth/token", response_model=TokenView, responses=problems(401, 422, 429, 503), summary="Log in (OAuth2 password)"
 )
-async def log_in(form: Annotated[LoginForm, Form()], request: Request, parts: Parts) -> Response:
-    peer = request.client.host if request.client else ""
-    address = client_address(request.headers.get("x-forwarded-for", ""), peer)
-    return _token_response(await parts.auth.log_in(form.username, form.password.get_secret_value(), address=address))
+async def log_in(form: Annotated[LoginForm, Form()], client: AskedBy, parts: Parts) -> Response:
+    return _token_response(await parts.auth.log_in(form.username, form.password.get_secret_value(), client))
 
 
 @router.post(
     "/auth/refresh",
     response_model=TokenView,
     responses=problems(400, 401, 415, 422, 503),
-    summary="Exchange a refresh token; a used one ends its session",
+    summary="Exchange a refresh token; one used before ends its session, except within 10 s",
 )
-async def refresh(body: RefreshBody, parts: Parts) -> Response:
-    return _token_response(await parts.auth.refresh(body.refresh_token.get_secret_value()))
+async def refresh(body: RefreshBody, client: AskedBy, parts: Parts) -> Response:
+    return _token_response(await parts.sessions.refresh(body.refresh_token.get_secret_value(), client))
 
 
 @router.get(
@@ -50,7 +47,7 @@ async def refresh(body: RefreshBody, parts: Parts) -> Response:
     summary="Read the own record",
 )
 async def me(reader: Reader, parts: Parts) -> Response:
-    return user_response(await parts.auth.user_of(reader))
+    return user_response(await parts.sessions.user_of(reader))
 
 
 @router.post(
@@ -61,7 +58,7 @@ async def me(reader: Reader, parts: Parts) -> Response:
     summary="End the session of this token",
 )
 async def log_out(reader: Reader, parts: Parts) -> Response:
-    await parts.auth.log_out(reader)
+    await parts.sessions.log_out(reader)
     return Response(status_code=204, headers=NO_STORE)
 
 

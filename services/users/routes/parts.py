@@ -7,12 +7,16 @@ from fastapi.security import OAuth2PasswordBearer
 from starlette.requests import HTTPConnection
 
 from services.users.domain.auth import AuthService
+from services.users.domain.sessions import SessionService
+from services.users.domain.throttle import client_address
 from services.users.domain.users import UserService
-from services.users.model.records import Actor
+from services.users.model.records import Actor, Client
 from shared.app import parts_of
 from shared.errors import Forbidden
 from shared.identity import Admin, SignedIn
 from shared.tokens import TokenVerifier
+
+USER_AGENT_CHARS_MAX = 256
 
 
 class PublishedKeys(Protocol):
@@ -31,6 +35,9 @@ class RouteParts(Protocol):
 
     @property
     def auth(self) -> AuthService: ...
+
+    @property
+    def sessions(self) -> SessionService: ...
 
     @property
     def keys(self) -> PublishedKeys: ...
@@ -65,13 +72,13 @@ AdminReader = Annotated[Actor, Depends(_admin)]
 
 async def _writer(reader: Reader, parts: Parts) -> Actor:
     """Return who asks, when the session still lives; the role is the stored one, not the token's."""
-    user = await parts.auth.user_of(reader)
+    user = await parts.sessions.user_of(reader)
     return Actor(user.id, user.role, reader.session_id)
 
 
 async def _admin_writer(reader: AdminReader, parts: Parts) -> Actor:
     """Return who asks, when the session still lives and both the token and the stored record say admin."""
-    user = await parts.auth.user_of(reader)
+    user = await parts.sessions.user_of(reader)
     if user.role != "admin":
         raise Forbidden("this needs the role admin")
     return Actor(user.id, user.role, reader.session_id)
@@ -79,3 +86,14 @@ async def _admin_writer(reader: AdminReader, parts: Parts) -> Actor:
 
 Writer = Annotated[Actor, Depends(_writer)]
 AdminWriter = Annotated[Actor, Depends(_admin_writer)]
+
+
+async def _client(connection: HTTPConnection) -> Client:
+    peer = connection.client.host if connection.client else ""
+    agent = connection.headers.get("user-agent", "")
+    readable = "".join(character for character in agent[:USER_AGENT_CHARS_MAX] if character.isprintable())
+    return Client(client_address(connection.headers.get("x-forwarded-for", ""), peer), readable)
+
+
+AskedBy = Annotated[Client, Depends(_client)]
+"""Whom a request comes from, as the gateway says it."""

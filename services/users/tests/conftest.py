@@ -16,8 +16,12 @@ from pydantic import SecretStr
 
 from services.users.adapters import keys as keys_module
 from services.users.adapters.database import Store, open_store
+from services.users.adapters.memory_database import MemoryDatabase
+from services.users.adapters.memory_sessions import MemorySessions
+from services.users.adapters.memory_users import MemoryUsers
 from services.users.app import create
 from services.users.domain.events import event_of
+from services.users.domain.sessions import SessionService
 from services.users.model.records import Event, Session, User
 from services.users.settings import UsersSettings
 from shared.ids import new_id
@@ -196,6 +200,51 @@ class FakeTally:
 @pytest.fixture
 def tally() -> FakeTally:
     return FakeTally()
+
+
+class ReadableTokens:
+    lasts_s = 600
+
+    def issue(self, user: User, session_id: str) -> str:
+        return f"{user.id} {session_id} {user.role}"
+
+
+@pytest.fixture
+def database() -> MemoryDatabase:
+    return MemoryDatabase()
+
+
+@pytest.fixture
+async def ada(database: MemoryDatabase, make_user: Callable[..., User]) -> User:
+    """A user whose password is `correct horse`."""
+    user = make_user("Ada")
+    await MemoryUsers(database).add(user, "hash of correct horse", event_of(user, "created"))
+    return user
+
+
+@pytest.fixture
+def told() -> list[Event]:
+    """The ends of sessions that other services were told of."""
+    return []
+
+
+@pytest.fixture
+def make_sessions(database: MemoryDatabase, told: list[Event]) -> Callable[..., SessionService]:
+    """Sessions in `database`, whose access tokens can be read."""
+
+    async def tell_ended(event: Event) -> None:
+        told.append(event)
+
+    def make(repository: MemorySessions | None = None, *, lasts_s: float = 3600) -> SessionService:
+        return SessionService(
+            repository or MemorySessions(database),
+            ReadableTokens(),
+            successor_key=b"a key for the tests",
+            lasts_s=lasts_s,
+            tell_ended=tell_ended,
+        )
+
+    return make
 
 
 class Api:

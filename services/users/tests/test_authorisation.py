@@ -47,6 +47,12 @@ MATRIX = [
     Row("POST", "/auth/refresh", 401, 401, 401, 401, NO_REFRESH),
     Row("GET", "/auth/me", 401, 200, 200, 200),
     Row("POST", "/auth/logout", 401, 204, 204, 204),
+    Row("GET", "/auth/sessions", 401, 200, 200, 200),
+    Row("DELETE", "/auth/sessions", 401, 204, 204, 204),
+    # Here the id is that of a user, so it is nobody's session.
+    Row("DELETE", "/auth/sessions/{session_id}", 401, 404, 404, 404),
+    Row("GET", RECORD + "/sessions", 401, 403, 403, 200),
+    Row("DELETE", RECORD + "/sessions", 401, 403, 403, 204),
     Row("GET", "/.well-known/jwks.json", 200, 200, 200, 200),
     Row("HEAD", "/.well-known/jwks.json", 200, 200, 200, 200),
 ]
@@ -76,7 +82,7 @@ async def test_who_may(client, api, row):
 
         answer = await client.request(
             row.method,
-            row.path.format(user_id=owner["id"]),
+            row.path.format(user_id=owner["id"], session_id=owner["id"]),
             headers=await api.bearer(f"ada{number}") if headers is None else headers,
             **sent,
         )

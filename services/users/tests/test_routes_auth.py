@@ -4,6 +4,7 @@ import jwt
 import pytest
 
 from services.users.app import create
+from services.users.domain import sessions
 from shared.ids import new_id
 from shared.testing.client import running
 from shared.testing.tokens import TokenMint
@@ -91,10 +92,14 @@ async def test_after_logout_the_session_is_over(client, api):
     assert (me.status_code, me.json()["code"]) == (401, "session_ended")
     refreshed = await client.post("/auth/refresh", json={"refresh_token": tokens["refresh_token"]})
     assert refreshed.status_code == 401
-    assert (await client.post("/auth/logout", headers=bearer)).status_code == 204
+    again = await client.post("/auth/logout", headers=bearer)
+    assert (again.status_code, again.json()["code"]) == (401, "session_ended")
+    # Also a read that asks no database.
+    assert (await client.get("/auth/sessions", headers=bearer)).status_code == 401
 
 
-async def test_refreshing_rotates_and_reuse_ends_the_session(client, api):
+async def test_refreshing_rotates_and_reuse_ends_the_session(client, api, monkeypatch):
+    monkeypatch.setattr(sessions, "GRACE_S", -1.0)
     await api.register("ada")
     first = await api.tokens("ada")
     answer = await client.post("/auth/refresh", json={"refresh_token": first["refresh_token"]})

@@ -14,6 +14,24 @@ CLOSE_TIMEOUT_S = 2.0
 """Shorter than a service waits for its tasks to stop."""
 
 
+def outbox_rows(ids: str, subjects: str, payloads: str, *, when: str) -> str:
+    """Return the INSERT that stores the events of `outbox_values` in these parameters, to stand in a WITH of a write.
+
+    `when` names a part of the same WITH: the events are stored when that returns a row, else never.
+    """
+    return (
+        "INSERT INTO outbox (id, subject, payload) SELECT id, subject, payload "  # noqa: S608 - constants only
+        f"FROM unnest({ids}::uuid[], {subjects}::text[], {payloads}::bytea[]) WITH ORDINALITY AS event(id, subject, payload, n) "
+        f"WHERE EXISTS (SELECT 1 FROM {when}) ORDER BY n"
+    )
+
+
+def outbox_values(events: Sequence[Event | None]) -> tuple[list[str], list[str], list[bytes]]:
+    """Return events as the parameters of `outbox_rows`; what is None is left out."""
+    found = [event for event in events if event is not None]
+    return [event.id for event in found], [event.subject for event in found], [event.payload for event in found]
+
+
 class PostgresLine:
     """One relay's connection.
 
