@@ -18,7 +18,7 @@ from services.users.adapters.tally import PrometheusTally
 from services.users.domain.auth import AuthService
 from services.users.domain.cleaning import Cleaner
 from services.users.domain.relay import OutboxRelay
-from services.users.domain.sessions import SessionService
+from services.users.domain.sessions import Endings, SessionService
 from services.users.domain.throttle import FailedLogins
 from services.users.domain.users import UserService
 from services.users.model.records import Event
@@ -86,17 +86,23 @@ async def _assemble(
         return await connect_bus(nats_url, name=settings.replica_name)
 
     relay = OutboxRelay(store.outbox, bus, tally=tally)
-    user_service = UserService(
-        store.users, passwords, tally=tally, announce=relay.wake, requires_match=settings.require_if_match
-    )
     feed = await follow(runtime.tasks, lambda: connected(nats_url, name=settings.replica_name), issuer="users")
 
     async def tell_ended(event: Event) -> None:
         relay.wake()
         await feed.announce(event.payload)
 
+    endings = Endings(token_lasts_s=settings.access_token_lasts_s, tell=tell_ended)
+    user_service = UserService(
+        store.users,
+        passwords,
+        tally=tally,
+        announce=relay.wake,
+        endings=endings,
+        requires_match=settings.require_if_match,
+    )
     session_service = SessionService(
-        store.sessions, keys, successor_key=successors, lasts_s=settings.session_lasts_s, tell_ended=tell_ended
+        store.sessions, keys, endings, successor_key=successors, lasts_s=settings.session_lasts_s
     )
     auth_service = AuthService(
         users=store.users,

@@ -34,8 +34,10 @@ class MemoryUsers:
             self._db.credentials.records[user.id] = password_hash
             self._tell(event, audit)
 
-    def _tell(self, event: Event, audit: AuditEntry | None) -> None:
-        self._db.outbox.records[event.id] = event
+    def _tell(self, event: Event, audit: AuditEntry | None, ended: Event | None = None) -> None:
+        for each in (event, ended):
+            if each is not None:
+                self._db.outbox.records[each.id] = each
         self._db.record(audit)
 
     def _store(self, user: User) -> None:
@@ -91,6 +93,7 @@ class MemoryUsers:
         expected_version: int,
         password_hash: str = "",
         keep_session: str = "",
+        ended: Event | None = None,
         audit: AuditEntry | None = None,
     ) -> None:
         async with self._db.locked(*self._written):
@@ -98,8 +101,9 @@ class MemoryUsers:
             self._store(user)
             if password_hash:
                 self._db.credentials.records[user.id] = password_hash
+            if password_hash or ended is not None:
                 self._db.end_sessions(user.id, keep=keep_session)
-            self._tell(event, audit)
+            self._tell(event, audit, ended)
 
     def _require_version(self, user_id: str, expected_version: int) -> None:
         current = self._db.users.records.get(user_id)
@@ -113,6 +117,7 @@ class MemoryUsers:
         *,
         expected_version: int,
         deleted_at: datetime | None = None,
+        ended: Event | None = None,
         audit: AuditEntry | None = None,
     ) -> None:
         async with self._db.locked(*self._written):
@@ -123,7 +128,7 @@ class MemoryUsers:
             if deleted_at is not None:
                 self._db.deleted_users.records[user_id] = DeletedUser(user, password_hash, deleted_at)
             self._db.end_sessions(user_id)
-            self._tell(event, audit)
+            self._tell(event, audit, ended)
 
     async def restore(self, user: User, event: Event, *, audit: AuditEntry | None = None) -> None:
         async with self._db.locked(*self._written):

@@ -59,12 +59,13 @@ class UserRepository(Protocol):
         expected_version: int,
         password_hash: str = "",
         keep_session: str = "",
+        ended: Event | None = None,
         audit: AuditEntry | None = None,
     ) -> None:
         """Store a changed user, whose version is `expected_version` + 1.
 
-        A `password_hash` replaces the old one and ends all of the user's sessions but `keep_session`.
-        Raises VersionChanged, Conflict naming the field that is taken.
+        A `password_hash` replaces the old one. With it or with `ended`, the event that tells of it, all of the user's sessions but
+        `keep_session` end. Raises VersionChanged, Conflict naming the field that is taken.
         """
 
     async def remove(
@@ -74,9 +75,13 @@ class UserRepository(Protocol):
         *,
         expected_version: int,
         deleted_at: datetime | None = None,
+        ended: Event | None = None,
         audit: AuditEntry | None = None,
     ) -> None:
-        """Delete a user with its sessions; it is kept for restoring where `deleted_at` says when, else gone. Raises VersionChanged."""
+        """Delete a user with its sessions, of which `ended` tells; it is kept for restoring where `deleted_at` says when, else gone.
+
+        Raises VersionChanged.
+        """
 
     async def get_deleted(self, user_id: str) -> DeletedUser:
         """Return a user that can be restored. Raises NotFound."""

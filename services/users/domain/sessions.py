@@ -30,26 +30,36 @@ GRACE_S = 10.0
 """So long after its exchange a token gives its successor again; a network that loses an answer needs as much."""
 
 
-class SessionService:
-    """`lasts_s`: so long after a log-in its refresh token works at most. `successor_key` is the same on every replica and start.
+class Endings:
+    """How sessions end for every service: the event, stored with the end, and then `tell(event)`, which does not wait for a relay."""
 
-    `tell_ended(event)` is called after a session has ended, to tell the other services without delay.
-    """
+    def __init__(self, *, token_lasts_s: float, tell: Callable[[Event], Awaitable[None]]) -> None:
+        self.tell = tell
+        self._until_s = token_lasts_s + LEEWAY_S
+
+    def event(self, user_id: str, reason: str, *, session_id: str = "", keep: str = "") -> Event:
+        """Return the event that a session of a user has ended now, or all it had but `keep`."""
+        now = round(time.time(), 3)
+        return session_ended(Revocation(user_id, now, now + self._until_s, session_id, keep), reason)
+
+
+class SessionService:
+    """`lasts_s`: so long after a log-in its refresh token works at most. `successor_key` is the same on every replica and start."""
 
     def __init__(
         self,
         sessions: SessionRepository,
         issuer: TokenIssuer,
+        endings: Endings,
         *,
         successor_key: bytes,
         lasts_s: float,
-        tell_ended: Callable[[Event], Awaitable[None]],
     ) -> None:
         self._sessions = sessions
         self._issuer = issuer
+        self._endings = endings
         self._successor_key = successor_key
         self._lasts = timedelta(seconds=lasts_s)
-        self._tell_ended = tell_ended
         self._log = structlog.get_logger()
 
     async def open(self, user: User, client: Client) -> Tokens:
@@ -102,15 +112,12 @@ class SessionService:
         return self._tokens(user, session_id, family + successor)
 
     async def _end_reused(self, user_id: str, session_id: str) -> None:
-        ended = self._ended(user_id, "reused", session_id=session_id)
+        ended = self._endings.event(user_id, "reused", session_id=session_id)
         audit = entry_of("session.reused", user_id=user_id, after={"session_id": session_id})
         events = [session_reused(user_id, session_id), ended]
         if await self._sessions.end(user_id, session_id=session_id, events=events, audit=audit):
             self._log.warning("refresh_reused", user=user_id, session=session_id, action="session ended")
-            await self._tell_ended(ended)
-
-    def _ended(self, user_id: str, reason: str, *, session_id: str = "", keep: str = "") -> Event:
-        return ended_event(user_id, reason, lasts_s=self._issuer.lasts_s, session_id=session_id, keep=keep)
+            await self._endings.tell(ended)
 
     async def user_of(self, actor: Actor) -> User:
         """Return the record behind a token whose session still lives. Raises Unauthorized, Unavailable."""
@@ -145,19 +152,13 @@ class SessionService:
             await self._end(actor, user_id, "revoked", keep=keep)
 
     async def _end(self, actor: Actor, user_id: str, reason: str, *, session_id: str = "", keep: str = "") -> bool:
-        event = self._ended(user_id, reason, session_id=session_id, keep=keep)
+        event = self._endings.event(user_id, reason, session_id=session_id, keep=keep)
         what = {"session_id": session_id} if session_id else {"sessions": "all others" if keep else "all"}
         audit = entry_of("session.ended", user_id=user_id, actor=actor, after={**what, "reason": reason})
         ended = await self._sessions.end(user_id, session_id=session_id, keep=keep, events=[event], audit=audit)
         if ended:
-            await self._tell_ended(event)
+            await self._endings.tell(event)
         return ended > 0
-
-
-def ended_event(user_id: str, reason: str, *, lasts_s: float, session_id: str = "", keep: str = "") -> Event:
-    """Return the event that a session of a user has ended now, or all it had but `keep`; `lasts_s` is the access tokens' life."""
-    now = round(time.time(), 3)
-    return session_ended(Revocation(user_id, now, now + lasts_s + LEEWAY_S, session_id, keep), reason)
 
 
 def _digest(token: bytes) -> bytes:

@@ -8,7 +8,8 @@ from typing import Any
 from services.users.domain.audit import differences, entry_of, shown
 from services.users.domain.events import event_of
 from services.users.domain.ports import PasswordHasher, Tally, UserRepository, VersionChanged
-from services.users.model.records import Actor, Match, Page, Role, User
+from services.users.domain.sessions import Endings
+from services.users.model.records import Actor, Event, Match, Page, Role, User
 from services.users.model.text import fold
 from shared.errors import (
     Conflict,
@@ -44,7 +45,7 @@ class Draft:
 
 
 class UserService:
-    """`announce()` is called after each stored change, to wake the relay."""
+    """`announce()` is called after each stored change, to wake the relay; `endings` where sessions end by one."""
 
     def __init__(
         self,
@@ -53,12 +54,14 @@ class UserService:
         *,
         tally: Tally,
         announce: Callable[[], None],
+        endings: Endings,
         requires_match: bool = False,
     ) -> None:
         self._repository = repository
         self._passwords = passwords
         self._tally = tally
         self._announce = announce
+        self._endings = endings
         self._requires_match = requires_match
 
     async def register(self, draft: Draft, actor: Actor | None = None) -> User:
@@ -132,21 +135,35 @@ class UserService:
             if "username" in fields and current.role != "admin":
                 _refuse_reserved(changed.username)
             before, after = differences(current, changed, fields)
+            keep, ended = self._ended_by(fields, actor, user_id)
             try:
                 await self._repository.replace(
                     changed,
                     event_of(changed, "updated", changed=sorted(fields)),
                     expected_version=current.version,
                     password_hash=password_hash,
-                    keep_session=actor.session_id if actor.user_id == user_id else "",
+                    keep_session=keep,
+                    ended=ended,
                     audit=entry_of("user.updated", user_id=user_id, actor=actor, before=before, after=after),
                 )
             except VersionChanged:
                 current = await self._writable(actor, user_id, match)
                 continue
             self._announce()
+            if ended is not None:
+                await self._endings.tell(ended)
             return changed
         raise Unavailable("this user is being changed by too many at once")
+
+    def _ended_by(self, fields: set[str], actor: Actor, user_id: str) -> tuple[str, Event | None]:
+        """Return which session lives on after a change of these fields, and the event where the others end by it."""
+        if "role" in fields:
+            # No token may go on saying the old role, not even that of an admin who is none any more.
+            return "", self._endings.event(user_id, "role_changed")
+        keep = actor.session_id if actor.user_id == user_id else ""
+        if "password" in fields:
+            return keep, self._endings.event(user_id, "password_changed", keep=keep)
+        return keep, None
 
     async def remove(self, actor: Actor, user_id: str, match: Match | None) -> None:
         """Delete a user with its sessions; an admin may restore it. Raises as `_remove` does."""
@@ -186,17 +203,20 @@ class UserService:
         action = "user.deleted" if is_kept else "user.purged"
         for _ in range(WRITE_TRIES_MAX):
             current = await self._writable(actor, user_id, match)
+            ended = self._endings.event(user_id, "user_deleted")
             try:
                 await self._repository.remove(
                     user_id,
                     event_of(current, "deleted"),
                     expected_version=current.version,
                     deleted_at=datetime.now(UTC) if is_kept else None,
+                    ended=ended,
                     audit=entry_of(action, user_id=user_id, actor=actor, before=shown(current)),
                 )
             except VersionChanged:
                 continue
             self._announce()
+            await self._endings.tell(ended)
             return
         raise Unavailable("this user is being changed by too many at once")
 

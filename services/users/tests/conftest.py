@@ -21,7 +21,7 @@ from services.users.adapters.memory_sessions import MemorySessions
 from services.users.adapters.memory_users import MemoryUsers
 from services.users.app import create
 from services.users.domain.events import event_of
-from services.users.domain.sessions import SessionService
+from services.users.domain.sessions import Endings, SessionService
 from services.users.model.records import Event, Session, User
 from services.users.settings import UsersSettings
 from shared.ids import new_id
@@ -229,19 +229,24 @@ def told() -> list[Event]:
 
 
 @pytest.fixture
-def make_sessions(database: MemoryDatabase, told: list[Event]) -> Callable[..., SessionService]:
-    """Sessions in `database`, whose access tokens can be read."""
-
-    async def tell_ended(event: Event) -> None:
+def endings(told: list[Event]) -> Endings:
+    async def tell(event: Event) -> None:
         told.append(event)
+
+    return Endings(token_lasts_s=600, tell=tell)
+
+
+@pytest.fixture
+def make_sessions(database: MemoryDatabase, endings: Endings) -> Callable[..., SessionService]:
+    """Sessions in `database`, whose access tokens can be read."""
 
     def make(repository: MemorySessions | None = None, *, lasts_s: float = 3600) -> SessionService:
         return SessionService(
             repository or MemorySessions(database),
             ReadableTokens(),
+            endings,
             successor_key=b"a key for the tests",
             lasts_s=lasts_s,
-            tell_ended=tell_ended,
         )
 
     return make

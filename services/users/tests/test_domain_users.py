@@ -42,8 +42,8 @@ def calls():
 
 
 @pytest.fixture
-def service(repository, passwords, tally, calls):
-    return UserService(repository, passwords, tally=tally, announce=lambda: calls.append("announced"))
+def service(repository, passwords, tally, calls, endings):
+    return UserService(repository, passwords, tally=tally, announce=lambda: calls.append("announced"), endings=endings)
 
 
 @pytest.fixture
@@ -96,8 +96,10 @@ async def test_the_first_admin_is_made_once(service, repository):
     assert found.user.role == "admin"
 
 
-async def test_of_replicas_that_start_together_one_makes_the_admin(repository, passwords, tally):
-    services = [UserService(repository, passwords, tally=tally, announce=lambda: None) for _ in range(5)]
+async def test_of_replicas_that_start_together_one_makes_the_admin(repository, passwords, tally, endings):
+    services = [
+        UserService(repository, passwords, tally=tally, announce=lambda: None, endings=endings) for _ in range(5)
+    ]
 
     made = await asyncio.gather(
         *(service.ensure_admin(email="root@example.com", password="correct horse") for service in services)
@@ -180,9 +182,28 @@ async def test_a_new_password_is_hashed_and_told_by_name_only(service, ada, data
 
     assert changed.version == 2
     assert database.credentials.records[ada.id] == "hash of battery staple"
-    payload = list(database.outbox.records.values())[-1].payload
-    assert json.loads(payload)["data"]["changed"] == ["password"]
-    assert b"staple" not in payload
+    updated, ended = list(database.outbox.records.values())[-2:]
+    assert json.loads(updated.payload)["data"]["changed"] == ["password"]
+    assert b"staple" not in updated.payload + ended.payload
+
+
+@pytest.mark.parametrize("by", ["owner", "admin"])
+async def test_sessions_end_with_password_role_and_record_and_services_are_told(service, ada, database, told, by):
+    actor = owner_of(ada) if by == "owner" else Actor(new_id(), "admin", new_id())
+
+    await service.change(actor, ada.id, {"full_name": "Ada"}, None)
+    await service.change(actor, ada.id, {"password": "battery staple"}, None)
+    await service.change(Actor(ada.id, "admin", actor.session_id), ada.id, {"role": "admin"}, None)
+    await service.remove(actor, ada.id, None)
+
+    stored = [event for event in database.outbox.records.values() if event.subject == "evt.users.session.ended.v1"]
+    assert told == stored
+    found = [json.loads(event.payload)["data"] for event in stored]
+    assert [data["reason"] for data in found] == ["password_changed", "role_changed", "user_deleted"]
+    assert {data["user_id"] for data in found} == {ada.id}
+    kept = actor.session_id if by == "owner" else None
+    assert [data.get("kept_session_id") for data in found] == [kept, None, None]
+    assert not any("session_id" in data for data in found)
 
 
 async def test_a_new_password_is_compared_with_the_new_name(service, ada):
@@ -203,8 +224,10 @@ async def test_a_stale_match_is_refused(service, ada, repository):
     assert (await service.change(owner_of(ada), ada.id, {"full_name": "y"}, Match(is_any=True))).version == 3
 
 
-async def test_a_match_is_required_where_settings_say_so(repository, passwords, tally, ada):
-    strict = UserService(repository, passwords, tally=tally, announce=lambda: None, requires_match=True)
+async def test_a_match_is_required_where_settings_say_so(repository, passwords, tally, ada, endings):
+    strict = UserService(
+        repository, passwords, tally=tally, announce=lambda: None, endings=endings, requires_match=True
+    )
 
     with pytest.raises(PreconditionRequired):
         await strict.change(owner_of(ada), ada.id, {"full_name": "x"}, None)
@@ -229,9 +252,9 @@ class Rival(MemoryUsers):
         await super().replace(user, event, **values)
 
 
-async def test_a_change_is_made_again_on_what_came_between(database, passwords, tally, ada):
+async def test_a_change_is_made_again_on_what_came_between(database, passwords, tally, ada, endings):
     rival = Rival(database)
-    service = UserService(rival, passwords, tally=tally, announce=lambda: None)
+    service = UserService(rival, passwords, tally=tally, announce=lambda: None, endings=endings)
     rival.times = 3
 
     changed = await service.change(owner_of(ada), ada.id, {"full_name": "x"}, None)
@@ -239,9 +262,9 @@ async def test_a_change_is_made_again_on_what_came_between(database, passwords, 
     assert (changed.full_name, changed.email, changed.version) == ("x", "rival0@example.com", 5)
 
 
-async def test_a_matched_change_is_not_made_on_what_came_between(database, passwords, tally, ada):
+async def test_a_matched_change_is_not_made_on_what_came_between(database, passwords, tally, ada, endings):
     rival = Rival(database)
-    service = UserService(rival, passwords, tally=tally, announce=lambda: None)
+    service = UserService(rival, passwords, tally=tally, announce=lambda: None, endings=endings)
     rival.times = 1
 
     with pytest.raises(PreconditionFailed):
@@ -249,9 +272,9 @@ async def test_a_matched_change_is_not_made_on_what_came_between(database, passw
     assert (await rival.get(ada.id)).full_name == "Ada L"
 
 
-async def test_a_change_that_never_gets_through_gives_up(database, passwords, tally, ada):
+async def test_a_change_that_never_gets_through_gives_up(database, passwords, tally, ada, endings):
     rival = Rival(database)
-    service = UserService(rival, passwords, tally=tally, announce=lambda: None)
+    service = UserService(rival, passwords, tally=tally, announce=lambda: None, endings=endings)
     rival.times = users_module.WRITE_TRIES_MAX
 
     with pytest.raises(Unavailable) as caught:
@@ -259,7 +282,7 @@ async def test_a_change_that_never_gets_through_gives_up(database, passwords, ta
     assert caught.value.headers["Retry-After"] == "1"
 
 
-async def test_deleting_a_changed_record_is_tried_again(database, passwords, tally, ada):
+async def test_deleting_a_changed_record_is_tried_again(database, passwords, tally, ada, endings):
     class Slippery(MemoryUsers):
         times = 2
 
@@ -269,13 +292,13 @@ async def test_deleting_a_changed_record_is_tried_again(database, passwords, tal
                 raise VersionChanged
             await super().remove(user_id, event, **values)
 
-    service = UserService(Slippery(database), passwords, tally=tally, announce=lambda: None)
+    service = UserService(Slippery(database), passwords, tally=tally, announce=lambda: None, endings=endings)
 
     await service.remove(owner_of(ada), ada.id, None)
 
     assert not database.users.records
     async with MemoryOutbox(database).line() as line:
-        assert [event.subject.split(".")[3] for event in await line.waiting(9)] == ["created", "deleted"]
+        assert [event.subject.split(".")[3] for event in await line.waiting(9)] == ["created", "deleted", "ended"]
 
 
 async def test_fifty_changes_at_once_are_all_counted(service, ada, repository):

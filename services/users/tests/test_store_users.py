@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.users.domain.events import event_of
+from services.users.domain.events import event_of, session_reused
 from services.users.domain.ports import VersionChanged
 from shared.errors import Conflict, NotFound
 from shared.ids import new_id
@@ -178,6 +178,28 @@ async def test_a_new_password_ends_the_other_sessions(store, add_user, make_sess
     with pytest.raises(NotFound):
         await store.sessions.user_of(sessions[1].id, now=now)
     assert (await store.users.find_login(user.username)).password_hash == "new"
+
+
+async def test_sessions_end_with_the_event_that_says_so(store, add_user, make_session, waiting):
+    user = await add_user()
+    session, later = make_session(user), make_session(user)
+    await store.sessions.open(session)
+    changed = replace(user, role="admin", version=2)
+    ended = session_reused(user.id, session.id)
+    with pytest.raises(VersionChanged):
+        await store.users.replace(changed, event_of(changed, "updated"), expected_version=7, ended=ended)
+    assert len(await store.sessions.of_user(user.id, now=session.created_at)) == 1
+
+    await store.users.replace(changed, event_of(changed, "updated"), expected_version=1, ended=ended)
+    assert await store.sessions.of_user(user.id, now=session.created_at) == []
+    await store.sessions.open(later)
+    gone = session_reused(user.id, later.id)
+    with pytest.raises(VersionChanged):
+        await store.users.remove(user.id, event_of(changed, "deleted"), expected_version=7, ended=gone)
+    await store.users.remove(user.id, event_of(changed, "deleted"), expected_version=2, ended=gone)
+
+    subjects = [event.subject.split(".")[3] for event in await waiting()]
+    assert subjects == ["created", "updated", "reused", "deleted", "reused"]
 
 
 async def test_another_change_leaves_sessions_and_password(store, add_user, make_session):

@@ -6,6 +6,7 @@ from typing import Any
 import asyncpg
 
 from services.users.adapters.postgres.audit import audit_json, audit_rows
+from services.users.adapters.postgres.outbox import outbox_rows, outbox_values
 from services.users.adapters.postgres.pool import Database
 from services.users.adapters.postgres.view import view_json
 from services.users.domain.ports import VersionChanged
@@ -28,22 +29,24 @@ WITH added AS (
 INSERT INTO outbox (id, subject, payload) VALUES ($11, $12, $13)
 """  # noqa: S608 - constants only
 
-# A NULL hash leaves credentials and sessions alone. The event is drawn from `changed`, so its number comes after the row lock.
+# A NULL hash leaves the credentials alone. The events are stored when `changed` returns, so their numbers come after the row lock.
 _REPLACE = f"""
 WITH changed AS (
     UPDATE users SET username = $2, username_folded = $3, email = $4, full_name = $5, role = $6, version = $7, updated_at = $8,
-        email_verified_at = $16
+        email_verified_at = $13
     WHERE id = $1 AND version = $9
     RETURNING id
 ), secret AS (
     UPDATE credentials SET password_hash = $10 FROM changed WHERE user_id = changed.id AND $10::text IS NOT NULL
 ), ended AS (
     DELETE FROM sessions USING changed
-    WHERE user_id = changed.id AND $10::text IS NOT NULL AND sessions.id IS DISTINCT FROM $11::uuid
+    WHERE user_id = changed.id AND $14::boolean AND sessions.id IS DISTINCT FROM $11::uuid
 ), audited AS (
-    {audit_rows("$15", when="changed")}
+    {audit_rows("$12", when="changed")}
+), told AS (
+    {outbox_rows("$15", "$16", "$17", when="changed")}
 )
-INSERT INTO outbox (id, subject, payload) SELECT $12, $13, $14 FROM changed RETURNING id
+SELECT id FROM changed
 """  # noqa: S608 - constants only
 
 _KEPT = "id, username, email, full_name, role, version, created_at, updated_at, email_verified_at"
@@ -54,11 +57,13 @@ WITH removed AS (
     DELETE FROM users WHERE id = $1 AND version = $2 RETURNING {_KEPT}
 ), kept AS (
     INSERT INTO deleted_users ({_KEPT}, password_hash, deleted_at)
-    SELECT removed.*, password_hash, $7 FROM removed JOIN credentials ON user_id = removed.id WHERE $7::timestamptz IS NOT NULL
+    SELECT removed.*, password_hash, $4 FROM removed JOIN credentials ON user_id = removed.id WHERE $4::timestamptz IS NOT NULL
 ), audited AS (
-    {audit_rows("$6", when="removed")}
+    {audit_rows("$3", when="removed")}
+), told AS (
+    {outbox_rows("$5", "$6", "$7", when="removed")}
 )
-INSERT INTO outbox (id, subject, payload) SELECT $3, $4, $5 FROM removed RETURNING id
+SELECT id FROM removed
 """  # noqa: S608 - constants only
 
 _RESTORE = f"""
@@ -163,6 +168,7 @@ class PostgresUsers:
         expected_version: int,
         password_hash: str = "",
         keep_session: str = "",
+        ended: Event | None = None,
         audit: AuditEntry | None = None,
     ) -> None:
         try:
@@ -179,11 +185,10 @@ class PostgresUsers:
                 expected_version,
                 password_hash or None,
                 keep_session or None,
-                event.id,
-                event.subject,
-                event.payload,
                 audit_json(audit),
                 user.email_verified_at,
+                bool(password_hash) or ended is not None,
+                *outbox_values([event, ended]),
             )
         except asyncpg.UniqueViolationError as error:
             raise _taken_of(error) from error
@@ -197,17 +202,11 @@ class PostgresUsers:
         *,
         expected_version: int,
         deleted_at: datetime | None = None,
+        ended: Event | None = None,
         audit: AuditEntry | None = None,
     ) -> None:
         removed = await self._db.row(
-            _REMOVE,
-            user_id,
-            expected_version,
-            event.id,
-            event.subject,
-            event.payload,
-            audit_json(audit),
-            deleted_at,
+            _REMOVE, user_id, expected_version, audit_json(audit), deleted_at, *outbox_values([event, ended])
         )
         if removed is None:
             raise VersionChanged
