@@ -11,19 +11,22 @@ from functools import partial
 import structlog
 
 from services.users.adapters.database import Store, open_store
+from services.users.adapters.derive import derived_key
 from services.users.adapters.heap import HeapTrimmer, keep_one_arena
 from services.users.adapters.keys import SigningKeys, successor_key
 from services.users.adapters.passwords import Argon2Passwords
 from services.users.adapters.tally import PrometheusTally
 from services.users.domain.auth import AuthService
 from services.users.domain.cleaning import Cleaner
+from services.users.domain.ports import AuditLog
 from services.users.domain.relay import OutboxRelay
 from services.users.domain.sessions import Endings, SessionService
 from services.users.domain.throttle import FailedLogins
 from services.users.domain.users import UserService
 from services.users.model.records import Event
 from services.users.model.text import normalise_email, normalise_password
-from services.users.routes import auth, sessions, users
+from services.users.routes import audit, auth, sessions, users
+from services.users.routes.cursors import Cursors
 from services.users.settings import UsersSettings
 from shared.app import Application, Opened, Runtime, build
 from shared.bus.base import Bus
@@ -43,6 +46,8 @@ class Parts:
     auth: AuthService
     sessions: SessionService
     keys: SigningKeys
+    audit: AuditLog
+    cursors: Cursors
     verifier: TokenVerifier
     store: Store
 
@@ -51,7 +56,10 @@ def create(settings: UsersSettings) -> Application:
     """Return the users service for these settings."""
     keep_one_arena()
     return build(
-        settings, routers=[users.router, auth.router, sessions.router], resources=_resources, title="Roundhouse users"
+        settings,
+        routers=[users.router, auth.router, sessions.router, audit.router],
+        resources=_resources,
+        title="Roundhouse users",
     )
 
 
@@ -116,7 +124,11 @@ async def _assemble(
     runtime.tasks.start("heap-trimmer", heap.run)
     runtime.tasks.start("cleaner", _cleaner(settings, store, user_service).run)
     verifier = TokenVerifier(keys, feed.revoked)
-    return Opened(Parts(user_service, auth_service, session_service, keys, verifier, store), {"postgres": store.ping})
+    cursors = Cursors(derived_key(_seal(settings), "cursors"))
+    return Opened(
+        Parts(user_service, auth_service, session_service, keys, store.audit, cursors, verifier, store),
+        {"postgres": store.ping},
+    )
 
 
 def _cleaner(settings: UsersSettings, store: Store, users: UserService) -> Cleaner:

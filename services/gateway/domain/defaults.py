@@ -60,6 +60,7 @@ def _routes(*, is_production: bool) -> tuple[Route, ...]:
         # Many at once, and restoring a deleted one.
         Route(path="/users/*", service="users", methods=("POST",), auth="admin"),
         Route(path="/users/*", service="users", methods=("OPTIONS",), auth="public"),
+        Route(path="/audit", service="users", methods=_READ, auth="admin"),
         Route(
             path="/auth/token",
             service="users",

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from datetime import datetime
 
-from services.users.adapters.memory_database import MemoryDatabase
+from services.users.adapters.memory_database import Collection, MemoryDatabase
+from services.users.adapters.memory_listing import page_of
 from services.users.domain.ports import VersionChanged
 from services.users.domain.users import taken
+from services.users.model.listing import Listed, UserQuery
 from services.users.model.records import AuditEntry, Credentials, DeletedUser, Event, User
 from services.users.model.text import fold
 from services.users.model.view import user_json
@@ -81,9 +83,11 @@ class MemoryUsers:
                 return None
             return Credentials(self._db.users.records[user_id], self._db.credentials.records[user_id])
 
-    async def page(self, *, after: str, limit: int) -> list[User]:
-        async with self._db.locked(self._db.users):
-            return self._db.users.find(lambda user: user.id > after, key=lambda user: user.id, limit=limit)
+    async def list(self, query: UserQuery) -> Listed:
+        listed: Collection[User] | Collection[DeletedUser]
+        listed = self._db.deleted_users if query.is_deleted else self._db.users
+        async with self._db.locked(listed):
+            return page_of(list(listed.records.values()), query)
 
     async def replace(
         self,

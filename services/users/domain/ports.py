@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
+from services.users.model.listing import Listed, UserQuery
 from services.users.model.records import (
     AuditEntry,
     AuditQuery,
@@ -48,8 +49,8 @@ class UserRepository(Protocol):
     async def find_login(self, login: str) -> Credentials | None:
         """Return whom a folded username or a normalised e-mail address belongs to, None when to nobody."""
 
-    async def page(self, *, after: str, limit: int) -> list[User]:
-        """Return up to `limit` users with id > `after`, by id."""
+    async def list(self, query: UserQuery) -> Listed:
+        """Return a page of users."""
 
     async def replace(
         self,

@@ -9,7 +9,8 @@ from services.users.domain.audit import differences, entry_of, shown
 from services.users.domain.events import event_of
 from services.users.domain.ports import PasswordHasher, Tally, UserRepository, VersionChanged
 from services.users.domain.sessions import Endings
-from services.users.model.records import Actor, Event, Match, Page, Role, User
+from services.users.model.listing import Listed, UserQuery
+from services.users.model.records import Actor, Event, Match, Role, User
 from services.users.model.text import fold
 from shared.errors import (
     Conflict,
@@ -108,10 +109,9 @@ class UserService:
             raise NotFound("there is no such user")
         return await self._repository.get(user_id)
 
-    async def page(self, *, after: str, limit: int) -> Page:
-        """Return a page by id; the route asks for an admin."""
-        found = await self._repository.page(after=after, limit=limit + 1)
-        return Page(tuple(found[:limit]), found[limit - 1].id if len(found) > limit else "")
+    async def list(self, query: UserQuery) -> Listed:
+        """Return a page of the users; the route asks for an admin. Raises Unavailable."""
+        return await self._repository.list(query)
 
     async def change(self, actor: Actor, user_id: str, changes: Changes, match: Match | None) -> User:
         """Change a user; nothing is stored when nothing differs.

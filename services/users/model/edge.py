@@ -1,10 +1,19 @@
 """Edge models: the bodies that come in, checked and normalised, and the views that go out."""
 
 from collections.abc import Callable
-from datetime import datetime
-from typing import Annotated, Literal, NotRequired, TypeVar
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 # pydantic reads TypedDict from typing_extensions on Python < 3.12.
@@ -12,6 +21,7 @@ from typing_extensions import TypedDict
 
 from services.users.model import text
 from services.users.model.records import Role
+from services.users.model.view import DELETED_FIELDS
 
 V = TypeVar("V")
 
@@ -116,13 +126,105 @@ class UserView(BaseModel):
 
 
 class UserPage(BaseModel):
+    """A page of users; only the `fields` asked for, with `deleted_at` where the deleted ones are listed."""
+
     items: list[UserView]
     next: str | None = Field(description="The cursor of the next page, null at the end.")
+    count: int | None = Field(None, description="Of all pages, where `count=true`.")
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie in the years 1 to 9999") from None
+
+
+Moment = Annotated[AwareDatetime, _ruled("moment", _in_utc)]
+
+
+def _searchable(q: str) -> str:
+    found = text.normalise_full_name(q) or ""
+    if q and not text.fold(found):
+        raise ValueError("must not be blank")
+    return found
+
+
+def _known_fields(fields: str) -> str:
+    if fields and not set(fields.split(",")) <= set(DELETED_FIELDS):
+        raise ValueError(f"must be names from {', '.join(DELETED_FIELDS)}, with commas between them")
+    return fields
 
 
 class ListQuery(_Input):
+    """The query of the list of users."""
+
     limit: int = Field(20, ge=1, le=100)
-    cursor: str = Field("", max_length=64, description="The `next` of the page before.")
+    cursor: str = Field(
+        "", max_length=2048, description="The `next` of the page before; filters and sort must be the same as there."
+    )
+    sort: Literal[
+        "created_at", "-created_at", "username", "-username", "email", "-email", "deleted_at", "-deleted_at"
+    ] = Field("created_at", description="`-` for descending; `deleted_at` only with `deleted=true`.")
+    role: Role | None = None
+    username: Username | None = Field(None, description="Whatever its case.")
+    email: Email | None = None
+    verified: bool | None = Field(None, description="Whether the address is a verified one.")
+    created_after: Moment | None = Field(None, description="RFC 3339 with a zone; exclusive, as `created_before`.")
+    created_before: Moment | None = None
+    q: Annotated[str, StringConstraints(max_length=text.FULL_NAME_CHARS_MAX), _ruled("q", _searchable)] = Field(
+        "", description="How the username, the address, the full name or its last word begins, A to Z in any case."
+    )
+    fields: Annotated[str, StringConstraints(max_length=200), _ruled("fields", _known_fields)] = Field(
+        "", description="Only these fields of each user, such as `id,username`."
+    )
+    count: bool = Field(False, description="Count the users on all pages.")
+    deleted: bool = Field(False, description="The deleted users that can be restored, instead of the live ones.")
+
+    @property
+    def field_names(self) -> frozenset[str]:
+        return frozenset(self.fields.split(",")) if self.fields else frozenset()
+
+    @model_validator(mode="after")
+    def _refuse_deleted_at(self) -> "ListQuery":
+        if not self.deleted and (self.sort.endswith("deleted_at") or "deleted_at" in self.field_names):
+            raise PydanticCustomError("deleted_at", "deleted_at is known only with deleted=true")
+        return self
+
+
+class AuditView(BaseModel):
+    """A line of the audit log; `before` and `after` hold what changed, addresses and names masked."""
+
+    number: int
+    at: datetime
+    action: str = Field(examples=["user.updated"])
+    user_id: str | None
+    actor_id: str | None = Field(description="Null where nobody was signed in, or the service did it itself.")
+    request_id: str | None
+    address: str | None = Field(description="Of the client; of IPv6 the /64.")
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+class AuditPage(BaseModel):
+    items: list[AuditView]
+    next: str | None = Field(description="The cursor of the next page, null at the end.")
+
+
+UserId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+
+
+class AuditListQuery(_Input):
+    """The query of the audit log."""
+
+    user: UserId | None = Field(None, description="Whom it was done to.")
+    actor: UserId | None = Field(None, description="Who did it.")
+    action: str = Field("", max_length=64, pattern=r"^[a-z_.]*$", examples=["user.deleted"])
+    since: Moment | None = Field(None, description="RFC 3339 with a zone; inclusive.")
+    limit: int = Field(20, ge=1, le=100)
+    cursor: str = Field(
+        "", max_length=256, description="The `next` of the page before; filters must be the same as there."
+    )
 
 
 class DeleteQuery(_Input):

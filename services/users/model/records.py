@@ -181,14 +181,6 @@ class StoredKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """`after` is the id to go on from, empty at the end."""
-
-    users: tuple[User, ...]
-    after: str
-
-
-@dataclass(frozen=True, slots=True)
 class Tokens:
     """What a log-in gives."""
 

@@ -7,10 +7,12 @@ from fastapi.security import OAuth2PasswordBearer
 from starlette.requests import HTTPConnection
 
 from services.users.domain.auth import AuthService
+from services.users.domain.ports import AuditLog
 from services.users.domain.sessions import SessionService
 from services.users.domain.throttle import client_address
 from services.users.domain.users import UserService
 from services.users.model.records import Actor, Client
+from services.users.routes.cursors import Cursors
 from shared.app import parts_of
 from shared.errors import Forbidden
 from shared.identity import Admin, SignedIn
@@ -41,6 +43,12 @@ class RouteParts(Protocol):
 
     @property
     def keys(self) -> PublishedKeys: ...
+
+    @property
+    def audit(self) -> AuditLog: ...
+
+    @property
+    def cursors(self) -> Cursors: ...
 
     @property
     def verifier(self) -> TokenVerifier: ...

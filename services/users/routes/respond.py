@@ -1,6 +1,5 @@
-"""Responses: users and tokens as JSON with their headers, entity tags, cursors, and how the documents show problems."""
+"""Responses: users and tokens as JSON with their headers, entity tags, and how the documents show problems."""
 
-import base64
 import re
 from typing import Any
 
@@ -9,8 +8,7 @@ from pydantic import BaseModel
 
 from services.users.model.records import Match, User
 from services.users.model.view import user_json
-from shared.errors import PROBLEM_MEDIA_TYPE, FieldError, InvalidInput
-from shared.ids import is_id
+from shared.errors import PROBLEM_MEDIA_TYPE
 
 NO_STORE = {"Cache-Control": "no-store"}
 _TAG = re.compile(r'\s*(?P<weak>W/)?"(?P<opaque>[\x21\x23-\x7e\x80-\xff]*)"\s*')
@@ -50,26 +48,6 @@ def user_response(user: User, status: int = 200, headers: dict[str, str] | None 
     return Response(
         user_json(user), status, {**NO_STORE, "ETag": tag_of(user), **(headers or {})}, media_type="application/json"
     )
-
-
-def cursor_of(user_id: str) -> str | None:
-    """Return an opaque cursor, None for the end."""
-    return base64.urlsafe_b64encode(bytes.fromhex(user_id.replace("-", ""))).rstrip(b"=").decode() if user_id else None
-
-
-def read_cursor(cursor: str) -> str:
-    """Return the id in a cursor, empty without one. Raises InvalidInput."""
-    if not cursor:
-        return ""
-    try:
-        digits = base64.b64decode(cursor.encode("ascii") + b"==", altchars=b"-_", validate=True).hex()
-    except ValueError:
-        digits = ""
-    user_id = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-    if not is_id(user_id):
-        message = "this is no cursor of ours"
-        raise InvalidInput(f"query.cursor: {message}", errors=[FieldError("query.cursor", message, "cursor")])
-    return user_id
 
 
 _PROBLEM_SCHEMA = {

@@ -2,18 +2,15 @@
 
 from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Body, Header, Query, Response
 
 from services.users.domain.users import Changes, Draft
 from services.users.model.edge import DeleteQuery, ListQuery, NewUser, UserPage, UserPatch, UserReplacement, UserView
-from services.users.model.view import view_of
+from services.users.routes.listing import page_json, user_query
 from services.users.routes.parts import SHOWN_SCHEME, AdminReader, AdminWriter, Parts, Reader, Writer
 from services.users.routes.respond import (
     NO_STORE,
-    cursor_of,
     problems,
-    read_cursor,
     read_tags,
     tag_of,
     user_response,
@@ -45,12 +42,11 @@ async def register(body: NewUser, parts: Parts) -> Response:
     response_model=UserPage,
     responses=problems(401, 403, 422, 503),
     dependencies=[SHOWN_SCHEME],
-    summary="List users, oldest first (admins)",
+    summary="List users (admins)",
 )
 async def list_users(query: Annotated[ListQuery, Query()], _: AdminReader, parts: Parts) -> Response:
-    page = await parts.users.page(after=read_cursor(query.cursor), limit=query.limit)
-    body = orjson.dumps({"items": [view_of(user) for user in page.users], "next": cursor_of(page.after)})
-    return Response(body, headers=NO_STORE, media_type="application/json")
+    found = await parts.users.list(user_query(query, parts.cursors))
+    return Response(page_json(found, query, parts.cursors), headers=NO_STORE, media_type="application/json")
 
 
 @router.options("/users", status_code=204, summary="Say which methods there are")

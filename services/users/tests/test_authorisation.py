@@ -43,6 +43,8 @@ MATRIX = [
     Row("DELETE", RECORD, 401, 204, 404, 204),
     Row("OPTIONS", RECORD, 204, 204, 204, 204),
     Row("POST", RECORD + "/restore", 401, 403, 403, 404),
+    Row("GET", "/audit", 401, 403, 403, 200),
+    Row("HEAD", "/audit", 401, 403, 403, 200),
     Row("POST", "/auth/token", 200, 200, 200, 200, LOGIN),
     Row("POST", "/auth/refresh", 401, 401, 401, 401, NO_REFRESH),
     Row("GET", "/auth/me", 401, 200, 200, 200),

@@ -131,16 +131,6 @@ async def test_nobody_else_changes_or_deletes_a_record(service, ada, repository)
     assert await repository.get(ada.id) == ada
 
 
-async def test_pages_end_with_an_empty_mark(service, ada):
-    others = [await service.register(Draft(f"user{n}", f"u{n}@example.com", "correct horse")) for n in range(2)]
-
-    first = await service.page(after="", limit=2)
-    last = await service.page(after=first.after, limit=2)
-
-    assert (first.users, first.after) == ((ada, others[0]), others[0].id)
-    assert (last.users, last.after) == ((others[1],), "")
-
-
 async def test_a_change_raises_the_version_and_tells_which_fields(service, ada, database):
     changed = await service.change(owner_of(ada), ada.id, {"full_name": None, "email": ada.email}, None)
 

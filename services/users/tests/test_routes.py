@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from services.users.adapters.database import Store, get_db
 from services.users.app import create
 from services.users.domain.events import event_of
+from services.users.model.listing import UserQuery
 from shared.ids import is_id, new_id
 from shared.testing.client import running
 
@@ -312,7 +313,7 @@ async def test_get_db_hands_out_the_one_store_of_the_process(make_settings, api_
     @app.fastapi.get("/seen")
     async def look(store: Store = Depends(get_db)) -> int:  # noqa: B008 - how FastAPI is told
         seen.append(store)
-        return len(await store.users.page(after="", limit=10))
+        return (await store.users.list(UserQuery(is_counted=True))).count
 
     async with running(app) as client:
         await api_of(client).register("ada")

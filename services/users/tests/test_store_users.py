@@ -77,23 +77,6 @@ async def test_a_login_is_a_folded_username_or_an_address(store, add_user):
     assert await store.users.find_login("") is None
 
 
-async def test_pages_follow_the_ids(store, add_user):
-    users = [await add_user() for _ in range(5)]
-
-    first = await store.users.page(after="", limit=2)
-    rest = await store.users.page(after=first[-1].id, limit=10)
-
-    assert first + rest == sorted(users, key=lambda user: user.id)
-    assert await store.users.page(after=rest[-1].id, limit=10) == []
-
-
-async def test_a_page_goes_on_where_its_last_user_was_deleted(store, add_user):
-    users = [await add_user() for _ in range(4)]
-    await store.users.remove(users[1].id, event_of(users[1], "deleted"), expected_version=1)
-
-    assert await store.users.page(after=users[1].id, limit=10) == users[2:]
-
-
 async def test_a_change_is_stored_with_its_event(store, add_user, waiting):
     user = await add_user("Ada")
     changed = next_of(user, username="Countess", email="c@example.com", full_name="A", role="admin")

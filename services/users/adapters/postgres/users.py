@@ -6,11 +6,13 @@ from typing import Any
 import asyncpg
 
 from services.users.adapters.postgres.audit import audit_json, audit_rows
+from services.users.adapters.postgres.listing import listed_of, statement_of
 from services.users.adapters.postgres.outbox import outbox_rows, outbox_values
 from services.users.adapters.postgres.pool import Database
 from services.users.adapters.postgres.view import view_json
 from services.users.domain.ports import VersionChanged
 from services.users.domain.users import taken
+from services.users.model.listing import Listed, UserQuery
 from services.users.model.records import AuditEntry, Credentials, DeletedUser, Event, User
 from services.users.model.text import fold
 from shared.errors import Conflict, NotFound
@@ -152,13 +154,9 @@ class PostgresUsers:
         )
         return Credentials(user_of(found), found["password_hash"]) if found is not None else None
 
-    async def page(self, *, after: str, limit: int) -> list[User]:
-        found = await self._db.rows(
-            f"SELECT {COLUMNS} FROM users u WHERE $1::uuid IS NULL OR u.id > $1 ORDER BY u.id LIMIT $2",  # noqa: S608
-            after or None,
-            limit,
-        )
-        return [user_of(row) for row in found]
+    async def list(self, query: UserQuery) -> Listed:
+        sql, values = statement_of(query)
+        return listed_of(await self._db.row(sql, *values))
 
     async def replace(
         self,
