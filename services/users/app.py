@@ -15,12 +15,14 @@ from services.users.adapters.derive import derived_key
 from services.users.adapters.heap import HeapTrimmer, keep_one_arena
 from services.users.adapters.keys import SigningKeys, successor_key
 from services.users.adapters.passwords import Argon2Passwords
+from services.users.adapters.strength import GuessEstimate
 from services.users.adapters.tally import PrometheusTally
 from services.users.domain.auth import AuthService
 from services.users.domain.cleaning import Cleaner
 from services.users.domain.ports import AuditLog
 from services.users.domain.relay import OutboxRelay
 from services.users.domain.sessions import Endings, SessionService
+from services.users.domain.strength import PasswordStrength
 from services.users.domain.throttle import FailedLogins
 from services.users.domain.users import UserService
 from services.users.model.records import Event
@@ -106,6 +108,7 @@ async def _assemble(
         passwords,
         tally=tally,
         announce=relay.wake,
+        strength=PasswordStrength(GuessEstimate(settings.password_score_min)),
         endings=endings,
         requires_match=settings.require_if_match,
     )

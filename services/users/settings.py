@@ -38,6 +38,12 @@ class UsersSettings(Settings):
     deleted_kept_days: float = Field(30, gt=0, le=3650, description="a deleted user can be restored so long")
     audit_kept_days: float = Field(365, gt=0, le=36500, description="of the audit log")
 
+    password_score_min: int = Field(
+        2,
+        ge=0,
+        le=4,
+        description="of new passwords, by zxcvbn: 1 is 10^3 guesses, 2 10^6, 3 10^8, 4 10^10; 0 asks nothing",
+    )
     hash_memory_kib: int = Field(19_456, ge=8, le=1024 * 1024)
     hash_passes: int = Field(2, ge=1, le=20)
 

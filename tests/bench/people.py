@@ -133,6 +133,8 @@ def ours_environment(stage: Stage, port: int) -> dict[str, str]:
         # As weak as the peers' hashes here, so that hashing does not hide the rest.
         "RH_USERS_HASH_MEMORY_KIB": "8",
         "RH_USERS_HASH_PASSES": "1",
+        # No peer asks how easily a password is guessed.
+        "RH_USERS_PASSWORD_SCORE_MIN": "0",
     }
 
 

@@ -9,6 +9,7 @@ from services.users.domain.audit import differences, entry_of, shown
 from services.users.domain.events import event_of
 from services.users.domain.ports import PasswordHasher, Tally, UserRepository, VersionChanged
 from services.users.domain.sessions import Endings
+from services.users.domain.strength import PasswordStrength
 from services.users.model.listing import Listed, UserQuery
 from services.users.model.records import Actor, Event, Match, Role, User
 from services.users.model.text import fold
@@ -16,7 +17,6 @@ from shared.errors import (
     Conflict,
     FieldError,
     Forbidden,
-    InvalidInput,
     NotFound,
     PreconditionFailed,
     PreconditionRequired,
@@ -56,6 +56,7 @@ class UserService:
         tally: Tally,
         announce: Callable[[], None],
         endings: Endings,
+        strength: PasswordStrength | None = None,
         requires_match: bool = False,
     ) -> None:
         self._repository = repository
@@ -63,15 +64,16 @@ class UserService:
         self._tally = tally
         self._announce = announce
         self._endings = endings
+        self._strength = strength or PasswordStrength()
         self._requires_match = requires_match
 
     async def register(self, draft: Draft, actor: Actor | None = None) -> User:
         """Store a new user. Raises Conflict, InvalidInput, Unavailable."""
         _refuse_reserved(draft.username)
+        self._strength.check(draft.password, username=draft.username, email=draft.email)
         return await self._add(draft, actor)
 
     async def _add(self, draft: Draft, actor: Actor | None = None) -> User:
-        _refuse_guessable(draft.password, draft.username, draft.email)
         password_hash = await self._passwords.hash(draft.password)
         now = datetime.now(UTC)
         user = User(
@@ -122,9 +124,9 @@ class UserService:
         if "role" in changes and not actor.is_admin:
             raise Forbidden("only an admin changes roles")
         new_password = changes.get("password") or ""
-        _refuse_guessable(
-            new_password, changes.get("username") or current.username, changes.get("email") or current.email
-        )
+        if new_password:
+            names = {name: changes.get(name) or getattr(current, name) for name in ("username", "email")}
+            self._strength.check(new_password, **names)
         password_hash = await self._passwords.hash(new_password) if new_password else ""
         for _ in range(WRITE_TRIES_MAX):
             changed, fields = _apply(current, changes)
@@ -251,9 +253,3 @@ def taken(field: str) -> Conflict:
     what = "username" if field == "username" else "e-mail address"
     error = FieldError(f"body.{field}", f"this {what} is taken", "taken")
     return Conflict(f"this {what} is taken", code=f"{field}_taken", errors=[error])
-
-
-def _refuse_guessable(password: str, username: str, email: str) -> None:
-    if password and fold(password) in (fold(username), email):
-        message = "must not be the username or the e-mail address"
-        raise InvalidInput(f"body.password: {message}", errors=[FieldError("body.password", message, "guessable")])

@@ -1,12 +1,14 @@
 """Argon2Passwords: right and wrong, parameters, and the bound on waiting work."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 
+import bcrypt
 import pytest
 
-from services.users.adapters.passwords import Argon2Passwords
+from services.users.adapters.passwords import HASHING_NICE, Argon2Passwords
 from shared.errors import Unavailable
 
 
@@ -96,3 +98,34 @@ async def test_the_loop_goes_on_while_passwords_are_hashed():
     hasher.close()
 
     assert turns > 10
+
+
+@pytest.mark.parametrize("prefix", ["$2a$", "$2b$", "$2y$"])
+async def test_a_bcrypt_hash_from_elsewhere_is_verified_and_is_outdated(hasher, prefix):
+    made = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
+    password_hash = prefix + made[4:]
+
+    assert await hasher.verify("correct horse", password_hash)
+    assert not await hasher.verify("correct hors", password_hash)
+    assert hasher.is_outdated(password_hash)
+
+
+async def test_bcrypt_reads_72_bytes_as_those_who_made_the_hash_did(hasher):
+    long = "ä" * 40
+    password_hash = bcrypt.hashpw(long.encode()[:72], bcrypt.gensalt(4)).decode()
+
+    assert await hasher.verify(long, password_hash)
+
+
+@pytest.mark.parametrize("wrong", ["$2b$", "$2b$04$short", "$2b$31$" + "a" * 53, "$2b$xx$" + "a" * 53])
+async def test_a_broken_or_endless_bcrypt_hash_fits_nothing(hasher, wrong):
+    assert not await hasher.verify("correct horse", wrong)
+
+
+@pytest.mark.skipif(os.uname().sysname != "Linux", reason="threads have priorities of their own on Linux only")
+async def test_hashing_threads_let_the_event_loop_go_first(hasher):
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    other = await hasher._run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    assert other == min(19, max(own, HASHING_NICE))
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
