@@ -2,13 +2,15 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import structlog
+from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from services.users.adapters.database import Store, open_store
 from services.users.adapters.derive import derived_key
@@ -19,22 +21,28 @@ from services.users.adapters.strength import GuessEstimate
 from services.users.adapters.tally import PrometheusTally
 from services.users.domain.auth import AuthService
 from services.users.domain.cleaning import Cleaner
+from services.users.domain.events import versions_told
 from services.users.domain.ports import AuditLog
+from services.users.domain.reads import AWAY, UserReads
 from services.users.domain.relay import OutboxRelay
 from services.users.domain.sessions import Endings, SessionService
 from services.users.domain.strength import PasswordStrength
 from services.users.domain.throttle import FailedLogins
 from services.users.domain.users import UserService
+from services.users.domain.watched import WatchedUsers
 from services.users.model.records import Event
 from services.users.model.text import normalise_email, normalise_password
-from services.users.routes import audit, auth, sessions, users
+from services.users.routes import audit, auth, reads, sessions, users
 from services.users.routes.cursors import Cursors
 from services.users.settings import UsersSettings
 from shared.app import Application, Opened, Runtime, build
 from shared.bus.base import Bus
 from shared.bus.connect import connect as connect_bus
 from shared.bus.connect import connected
+from shared.cache.base import Cache
 from shared.cache.connect import connect as connect_cache
+from shared.cache.entries import CacheConfig
+from shared.cache.tiered import TieredCache
 from shared.errors import Conflict
 from shared.revocation import follow
 from shared.tokens import TokenVerifier
@@ -45,6 +53,7 @@ class Parts:
     """What routes and dependencies find while the service runs."""
 
     users: UserService
+    reads: UserReads
     auth: AuthService
     sessions: SessionService
     keys: SigningKeys
@@ -57,11 +66,17 @@ class Parts:
 def create(settings: UsersSettings) -> Application:
     """Return the users service for these settings."""
     keep_one_arena()
+
+    def wrap(app: ASGIApp) -> ASGIApp:
+        assert isinstance(app, FastAPI)
+        return reads.HotReads(app, app.state, traces=bool(settings.otlp_endpoint))
+
     return build(
         settings,
-        routers=[users.router, auth.router, sessions.router, audit.router],
+        routers=[users.router, reads.router, auth.router, sessions.router, audit.router],
         resources=_resources,
         title="Roundhouse users",
+        wrap=wrap,
     )
 
 
@@ -95,7 +110,10 @@ async def _assemble(
     async def bus() -> Bus:
         return await connect_bus(nats_url, name=settings.replica_name)
 
-    relay = OutboxRelay(store.outbox, bus, tally=tally)
+    records = _open_records(settings, runtime, cache, bus)
+    stack.callback(records.close)
+    store = replace(store, users=WatchedUsers(store.users, records))
+    relay = OutboxRelay(store.outbox, bus, tally=tally, relayed=_teller(records))
     feed = await follow(runtime.tasks, lambda: connected(nats_url, name=settings.replica_name), issuer="users")
 
     async def tell_ended(event: Event) -> None:
@@ -128,10 +146,31 @@ async def _assemble(
     runtime.tasks.start("cleaner", _cleaner(settings, store, user_service).run)
     verifier = TokenVerifier(keys, feed.revoked)
     cursors = Cursors(derived_key(_seal(settings), "cursors"))
-    return Opened(
-        Parts(user_service, auth_service, session_service, keys, store.audit, cursors, verifier, store),
-        {"postgres": store.ping},
+    runtime.tasks.start("records", records.run)
+    reads_service = UserReads(store.users, records)
+    parts = Parts(
+        user_service, reads_service, auth_service, session_service, keys, store.audit, cursors, verifier, store
     )
+    return Opened(parts, {"postgres": store.ping})
+
+
+def _open_records(
+    settings: UsersSettings, runtime: Runtime, cache: Cache, bus: Callable[[], Awaitable[Bus]]
+) -> TieredCache:
+    config = CacheConfig(stale_s=settings.stale_max_s, bytes_max=settings.cache_mib * 1024 * 1024)
+    remote = cache if settings.cache_shared else None
+    found = TieredCache("users", config, remote=remote, connect=bus, away=AWAY)
+    runtime.metrics.caches.watch("records", lambda: found.statistics)
+    return found
+
+
+def _teller(records: TieredCache) -> Callable[[Sequence[Event]], Awaitable[None]]:
+    """Return a second way for what a writer could not tell the other replicas itself."""
+
+    async def tell(events: Sequence[Event]) -> None:
+        await records.changed_all(versions_told(events))
+
+    return tell
 
 
 def _cleaner(settings: UsersSettings, store: Store, users: UserService) -> Cleaner:

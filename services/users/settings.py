@@ -44,6 +44,13 @@ class UsersSettings(Settings):
         le=4,
         description="of new passwords, by zxcvbn: 1 is 10^3 guesses, 2 10^6, 3 10^8, 4 10^10; 0 asks nothing",
     )
+
+    cache_mib: int = Field(32, ge=1, le=4096, description="of records kept in each process for reading")
+    cache_shared: bool = Field(False, description="records are kept in Redis too, for all replicas")
+    stale_max_s: float = Field(
+        300, ge=0, le=86_400, description="records are answered so long while PostgreSQL is away"
+    )
+
     hash_memory_kib: int = Field(19_456, ge=8, le=1024 * 1024)
     hash_passes: int = Field(2, ge=1, le=20)
 

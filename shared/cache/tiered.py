@@ -263,7 +263,7 @@ class TieredCache:
         checks.check_key(key)
         versions.check_version(version)
         known = self._store.entry(key)
-        if known is not None and version and known.version >= version:
+        if known is not None and version and _is_current_at(version, known):
             return
         # Something is left behind that says which loads, begun before or read from a copy, come too late.
         now = self._clock()
@@ -283,6 +283,12 @@ class TieredCache:
 
     def _is_current(self, marks: Marks) -> bool:
         return all(self._generations.get(name, 0) == generation for name, generation in marks)
+
+
+def _is_current_at(version: int, known: Entry) -> bool:
+    """Tell whether what is known is no older than a version that is announced: of that version only a value is proof."""
+    is_value = bool(known.fresh_until) and not known.is_missing
+    return known.version > version or (known.version == version and is_value)
 
 
 def _is_older(loaded: Loaded, began_at: float, known: Entry) -> bool:

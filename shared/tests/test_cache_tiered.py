@@ -168,10 +168,13 @@ async def test_what_was_deleted_does_not_come_back_by_a_slow_reader(cache: Tiere
         truth.go.set()
     assert slow.result() == b"one"
     assert await value(cache, truth, "a") is None
-    # Restored, it is newer than what was deleted.
-    truth.values["a"] = (b"back", 3)
-    await cache.changed("a", 3)
+    # Restored, it is newer than what was deleted: at the version up to which nothing was shown.
+    truth.values["a"] = (b"back", 2)
+    await cache.changed("a", 2)
     assert await value(cache, truth, "a") == b"back"
+    # The news of the deletion, heard again.
+    await cache.changed("a", 2)
+    assert cache.peek("a") is not None
 
 
 async def value_now(cache: TieredCache, truth: Truth, key: str) -> bytes | None:

@@ -4,11 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+import orjson
+
 from services.users.model.records import Event, User
 from shared import context
 from shared.ids import new_id
 from shared.revocation import Revocation
 
+USER_EVENTS = "evt.users.user."
+DELETED = "evt.users.user.deleted.v1"
 SOURCE = "/users"
 """A URI reference, as CloudEvents asks for; the gateway's address differs by fleet."""
 
@@ -51,3 +55,15 @@ def _event(kind: str, user_id: str, data: Mapping[str, object]) -> Event:
         document["traceparent"] = found.traceparent
     payload = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
     return Event(event_id, f"evt.users.{kind}.v1", payload)
+
+
+def versions_told(events: Sequence[Event]) -> dict[str, int]:
+    """Return, by user, the version below which nothing is current any more according to these events."""
+    found: dict[str, int] = {}
+    for event in events:
+        if event.subject.startswith(USER_EVENTS):
+            data = orjson.loads(event.payload)["data"]
+            # What was deleted is not current at its last version either.
+            version = data["version"] + (event.subject == DELETED)
+            found[data["id"]] = max(version, found.get(data["id"], 0))
+    return found

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -33,14 +33,24 @@ RETRY_S = 0.5
 
 
 class OutboxRelay:
-    """One relay of the fleet is active, the one whose line leads; `connect` makes the bus when it is first needed."""
+    """One relay of the fleet is active, the one whose line leads; `connect` makes the bus when it is first needed.
+
+    `relayed` hears of events that are on the bus, and may raise nothing.
+    """
 
     def __init__(
-        self, outbox: Outbox, connect: Callable[[], Awaitable[Bus]], *, tally: Tally, retry_s: float = RETRY_S
+        self,
+        outbox: Outbox,
+        connect: Callable[[], Awaitable[Bus]],
+        *,
+        tally: Tally,
+        relayed: Callable[[Sequence[Event]], Awaitable[None]] | None = None,
+        retry_s: float = RETRY_S,
     ) -> None:
         self._outbox = outbox
         self._connect = connect
         self._tally = tally
+        self._relayed = relayed
         self._retry_s = retry_s
         self._bus: Bus | None = None
         self._woken = asyncio.Event()
@@ -91,6 +101,8 @@ class OutboxRelay:
     async def _relay(self, line: OutboxLine, bus: Bus, events: list[Event]) -> None:
         """Append all together, then forget them; a crash between the two replays ids the bus knows, and it stores none twice."""
         await bus.append_all([Append(event.subject, event.payload, event.id) for event in events])
+        if self._relayed is not None:
+            await self._relayed(events)
         await line.done([event.id for event in events])
 
     async def _sleep(self) -> None:

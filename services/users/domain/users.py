@@ -8,6 +8,7 @@ from typing import Any
 from services.users.domain.audit import differences, entry_of, shown
 from services.users.domain.events import event_of
 from services.users.domain.ports import PasswordHasher, Tally, UserRepository, VersionChanged
+from services.users.domain.reads import may_read, no_such_user
 from services.users.domain.sessions import Endings
 from services.users.domain.strength import PasswordStrength
 from services.users.model.listing import Listed, UserQuery
@@ -107,8 +108,8 @@ class UserService:
 
     async def read(self, actor: Actor, user_id: str) -> User:
         """Return a user to itself or to an admin. Raises NotFound: to everybody else it does not exist."""
-        if not is_id(user_id) or not (actor.is_admin or actor.user_id == user_id):
-            raise NotFound("there is no such user")
+        if not is_id(user_id) or not may_read(actor.user_id, user_id, is_admin=actor.is_admin):
+            raise no_such_user()
         return await self._repository.get(user_id)
 
     async def list(self, query: UserQuery) -> Listed:

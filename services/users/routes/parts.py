@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 
 from services.users.domain.auth import AuthService
 from services.users.domain.ports import AuditLog
+from services.users.domain.reads import UserReads
 from services.users.domain.sessions import SessionService
 from services.users.domain.throttle import client_address
 from services.users.domain.users import UserService
@@ -34,6 +35,9 @@ class PublishedKeys(Protocol):
 class RouteParts(Protocol):
     @property
     def users(self) -> UserService: ...
+
+    @property
+    def reads(self) -> UserReads: ...
 
     @property
     def auth(self) -> AuthService: ...

@@ -7,12 +7,11 @@ from fastapi import APIRouter, Body, Header, Query, Response
 from services.users.domain.users import Changes, Draft
 from services.users.model.edge import DeleteQuery, ListQuery, NewUser, UserPage, UserPatch, UserReplacement, UserView
 from services.users.routes.listing import page_json, user_query
-from services.users.routes.parts import SHOWN_SCHEME, AdminReader, AdminWriter, Parts, Reader, Writer
+from services.users.routes.parts import SHOWN_SCHEME, AdminReader, AdminWriter, Parts, Writer
 from services.users.routes.respond import (
     NO_STORE,
     problems,
     read_tags,
-    tag_of,
     user_response,
 )
 from shared.errors import Forbidden, NotFound
@@ -24,7 +23,6 @@ COLLECTION_ALLOW = "GET, HEAD, OPTIONS, POST"
 RECORD_ALLOW = "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"
 
 IfMatch = Annotated[str | None, Header(description='Change only this version, such as `"v3"`.')]
-IfNoneMatch = Annotated[str | None, Header(description="Answer 304 while this is the version.")]
 
 
 @router.post(
@@ -52,22 +50,6 @@ async def list_users(query: Annotated[ListQuery, Query()], _: AdminReader, parts
 @router.options("/users", status_code=204, summary="Say which methods there are")
 async def options_of_users() -> Response:
     return Response(status_code=204, headers={"Allow": COLLECTION_ALLOW})
-
-
-@router.head("/users/{user_id}", include_in_schema=False)
-@router.get(
-    "/users/{user_id}",
-    response_model=UserView,
-    responses={304: {"description": "Not modified."}, **problems(401, 404, 503)},
-    dependencies=[SHOWN_SCHEME],
-    summary="Read a user (owner, admins)",
-)
-async def read(user_id: str, reader: Reader, parts: Parts, if_none_match: IfNoneMatch = None) -> Response:
-    user = await parts.users.read(reader, user_id)
-    match = read_tags(if_none_match, weak=True)
-    if match is not None and match.takes(user.version):
-        return Response(status_code=304, headers={"ETag": tag_of(user), **NO_STORE})
-    return user_response(user)
 
 
 _WRITE_PROBLEMS = problems(400, 401, 403, 404, 409, 412, 415, 422, 428, 503)

@@ -176,6 +176,22 @@ async def test_a_batch_that_the_bus_refused_is_sent_again_whole(store, add_user,
     assert [event["data"]["version"] for event in await on_bus(MemoryBus(broker))] == list(range(1, 7))
 
 
+async def test_what_is_on_the_bus_is_told_before_it_is_forgotten(store, add_user, change, is_drained, tally):
+    broker, told = Broker(), []
+    await change(await add_user(), 5)
+
+    async def relayed(events):
+        assert not await is_drained()
+        told.extend(event.id for event in events)
+
+    relay = OutboxRelay(store.outbox, lambda: connect_memory(broker), tally=tally, relayed=relayed)
+    async with Supervisor() as tasks:
+        tasks.start("relay", relay.run)
+        await until(is_drained)
+
+    assert told == [event["id"] for event in await on_bus(MemoryBus(broker))]
+
+
 async def as_awaitable(value):
     return value
 

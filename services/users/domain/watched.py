@@ -1,0 +1,97 @@
+"""A repository of users that tells the cache of every change it stored, so that no writer can forget to."""
+
+from datetime import datetime
+
+from services.users.domain.ports import UserRepository
+from services.users.model.listing import Listed, UserQuery
+from services.users.model.records import AuditEntry, Credentials, DeletedUser, Event, User
+from services.users.model.view import user_json
+from shared.cache.tiered import TieredCache
+
+
+class WatchedUsers:
+    """A UserRepository around another."""
+
+    def __init__(self, users: UserRepository, cache: TieredCache) -> None:
+        self._users = users
+        self._cache = cache
+
+    async def _changed(self, user: User) -> None:
+        await self._cache.changed(user.id, user.version, value=user_json(user))
+
+    # Changes.
+
+    async def add(self, user: User, password_hash: str, event: Event, *, audit: AuditEntry | None = None) -> None:
+        await self._users.add(user, password_hash, event, audit=audit)
+        await self._changed(user)
+
+    async def replace(
+        self,
+        user: User,
+        event: Event,
+        *,
+        expected_version: int,
+        password_hash: str = "",
+        keep_session: str = "",
+        ended: Event | None = None,
+        audit: AuditEntry | None = None,
+    ) -> None:
+        await self._users.replace(
+            user,
+            event,
+            expected_version=expected_version,
+            password_hash=password_hash,
+            keep_session=keep_session,
+            ended=ended,
+            audit=audit,
+        )
+        await self._changed(user)
+
+    async def remove(
+        self,
+        user_id: str,
+        event: Event,
+        *,
+        expected_version: int,
+        deleted_at: datetime | None = None,
+        ended: Event | None = None,
+        audit: AuditEntry | None = None,
+    ) -> None:
+        await self._users.remove(
+            user_id, event, expected_version=expected_version, deleted_at=deleted_at, ended=ended, audit=audit
+        )
+        # Nothing up to the version that was deleted is shown any more; a restored user is one version on.
+        await self._cache.changed(user_id, expected_version + 1)
+
+    async def restore(self, user: User, event: Event, *, audit: AuditEntry | None = None) -> None:
+        await self._users.restore(user, event, audit=audit)
+        await self._changed(user)
+
+    # What changes nothing that is shown.
+
+    async def get(self, user_id: str) -> User:
+        return await self._users.get(user_id)
+
+    async def read_json(self, user_id: str) -> tuple[int, bytes] | None:
+        return await self._users.read_json(user_id)
+
+    async def find_login(self, login: str) -> Credentials | None:
+        return await self._users.find_login(login)
+
+    async def list(self, query: UserQuery) -> Listed:
+        return await self._users.list(query)
+
+    async def get_deleted(self, user_id: str) -> DeletedUser:
+        return await self._users.get_deleted(user_id)
+
+    async def purge(self, user_id: str, *, audit: AuditEntry | None = None) -> None:
+        await self._users.purge(user_id, audit=audit)
+
+    async def purge_deleted_before(self, moment: datetime, *, audit: AuditEntry, limit: int) -> int:
+        return await self._users.purge_deleted_before(moment, audit=audit, limit=limit)
+
+    async def rehash(self, user_id: str, *, old_hash: str, new_hash: str) -> None:
+        await self._users.rehash(user_id, old_hash=old_hash, new_hash=new_hash)
+
+    async def has_admin(self) -> bool:
+        return await self._users.has_admin()
