@@ -21,7 +21,9 @@ from services.users.adapters.strength import GuessEstimate
 from services.users.adapters.tally import PrometheusTally
 from services.users.domain.auth import AuthService
 from services.users.domain.cleaning import Cleaner
+from services.users.domain.counters import Counters
 from services.users.domain.events import versions_told
+from services.users.domain.lockout import AccountLocks
 from services.users.domain.ports import AuditLog
 from services.users.domain.reads import AWAY, UserReads
 from services.users.domain.relay import OutboxRelay
@@ -133,11 +135,22 @@ async def _assemble(
     session_service = SessionService(
         store.sessions, keys, endings, successor_key=successors, lasts_s=settings.session_lasts_s
     )
+    counters = Counters(cache)
+    stack.push_async_callback(counters.close)
     auth_service = AuthService(
         users=store.users,
         sessions=session_service,
         passwords=passwords,
-        failed=FailedLogins(cache, failures_max=settings.failed_logins_max, window_s=settings.failed_logins_window_s),
+        failed=FailedLogins(
+            counters, failures_max=settings.failed_logins_max, window_s=settings.failed_logins_window_s
+        ),
+        locks=AccountLocks(
+            counters,
+            failures_max=settings.account_failures_max,
+            lock_s=settings.account_lock_s,
+            lock_max_s=settings.account_lock_max_s,
+        ),
+        audit=store.audit,
         tally=tally,
     )
     await _ensure_admin(settings, user_service)

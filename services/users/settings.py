@@ -38,6 +38,10 @@ class UsersSettings(Settings):
     deleted_kept_days: float = Field(30, gt=0, le=3650, description="a deleted user can be restored so long")
     audit_kept_days: float = Field(365, gt=0, le=36500, description="of the audit log")
 
+    account_failures_max: int = Field(10, ge=1, description="failed log-ins of one account until it is locked")
+    account_lock_s: float = Field(60, gt=0, description="the first lock; each further failure doubles it")
+    account_lock_max_s: float = Field(900, gt=0)
+
     password_score_min: int = Field(
         2,
         ge=0,

@@ -12,6 +12,10 @@ class MemoryAudit:
     def __init__(self, database: MemoryDatabase) -> None:
         self._db = database
 
+    async def add(self, entry: AuditEntry) -> None:
+        async with self._db.locked(self._db.audit):
+            self._db.record(entry)
+
     async def page(self, query: AuditQuery) -> list[AuditEntry]:
         async with self._db.locked(self._db.audit):
             return self._db.audit.find(

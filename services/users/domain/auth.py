@@ -2,7 +2,9 @@
 
 import structlog
 
-from services.users.domain.ports import PasswordHasher, Tally, UserRepository
+from services.users.domain.audit import entry_of
+from services.users.domain.lockout import AccountLocks
+from services.users.domain.ports import AuditLog, PasswordHasher, Tally, UserRepository
 from services.users.domain.sessions import SessionService
 from services.users.domain.throttle import FailedLogins
 from services.users.model.records import Client, Credentials, Tokens
@@ -20,19 +22,23 @@ class AuthService:
         sessions: SessionService,
         passwords: PasswordHasher,
         failed: FailedLogins,
+        locks: AccountLocks,
+        audit: AuditLog,
         tally: Tally,
     ) -> None:
         self._users = users
         self._sessions = sessions
         self._passwords = passwords
         self._failed = failed
+        self._locks = locks
+        self._audit = audit
         self._tally = tally
         self._log = structlog.get_logger()
 
     async def log_in(self, login: str, password: str, client: Client) -> Tokens:
         """Open a session for a username or e-mail address with its password.
 
-        The answer and the work are the same for an unknown user and a wrong password.
+        The answer and the work are the same for an unknown user, a wrong password and a locked account.
         Raises Unauthorized, TooManyRequests, Unavailable.
         """
         try:
@@ -40,11 +46,15 @@ class AuthService:
         except TooManyRequests:
             self._tally.login("limited")
             raise
-        found = await self._verified(login, password)
-        if found is None:
-            await self._failed.count(client.address)
-            self._tally.login("refused")
+        readable = _readable_login(login)
+        known = await self._users.find_login(readable)
+        account = known.user.id if known is not None else readable
+        is_locked = await self._locks.is_locked(account, client.address)
+        found = await self._verified(known, password)
+        if found is None or is_locked:
+            await self._refused(account, client, user_id=known.user.id if known else "", is_locked=is_locked)
             raise _login_refused()
+        await self._locks.succeeded(account, client.address)
         try:
             tokens = await self._sessions.open(found.user, client)
         except NotFound:
@@ -53,9 +63,23 @@ class AuthService:
         self._tally.login("ok")
         return tokens
 
-    async def _verified(self, login: str, password: str) -> Credentials | None:
-        """Return whom login and password fit; one look-up and one hash, whatever comes."""
-        found = await self._users.find_login(_readable_login(login))
+    async def _refused(self, account: str, client: Client, *, user_id: str, is_locked: bool) -> None:
+        await self._failed.count(client.address)
+        locked_s = await self._locks.failed(account, is_locked=is_locked)
+        self._tally.login("locked" if is_locked else "refused")
+        if locked_s and user_id:
+            self._log.warning("account_locked", user_id=user_id, locked_s=locked_s)
+            await self._note_lock(user_id, locked_s)
+
+    async def _note_lock(self, user_id: str, locked_s: float) -> None:
+        try:
+            await self._audit.add(entry_of("login.locked", user_id=user_id, after={"locked_s": locked_s}))
+        except Unavailable as error:
+            # The lock itself holds, and the log has its line.
+            self._log.warning("audit_not_written", action="login.locked", reason=str(error))
+
+    async def _verified(self, found: Credentials | None, password: str) -> Credentials | None:
+        """Return whom the password fits; one hash, whatever comes."""
         try:
             readable = normalise_password(password)
         except ValueError:

@@ -137,7 +137,10 @@ class SessionRepository(Protocol):
 
 
 class AuditLog(Protocol):
-    """Its entries are written by whoever stores what they tell of. All calls may raise Unavailable."""
+    """Most entries are written by whoever stores what they tell of. All calls may raise Unavailable."""
+
+    async def add(self, entry: AuditEntry) -> None:
+        """Store an entry that tells of nothing else that is stored."""
 
     async def page(self, query: AuditQuery) -> list[AuditEntry]:
         """Return up to `query.limit` entries, newest first."""
@@ -196,7 +199,7 @@ class Tally(Protocol):
     def user_created(self) -> None: ...
 
     def login(self, result: str) -> None:
-        """Count a log-in by its result: ok, refused or limited."""
+        """Count a log-in by its result: ok, refused, locked or limited."""
 
     def backlog(self, events: int) -> None:
         """Report how many events wait in the outbox."""

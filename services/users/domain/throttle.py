@@ -2,30 +2,21 @@
 
 import ipaddress
 
-import structlog
-
-from shared.cache.base import Cache, CacheUnavailable
+from services.users.domain.counters import Counters
 from shared.errors import TooManyRequests
 
 
 class FailedLogins:
-    """Without the cache there is no limit, but log-ins go on: a degradation, logged once when it begins."""
+    """Past `failures_max` in `window_s` an address is refused for the rest of the window."""
 
-    def __init__(self, cache: Cache, *, failures_max: int, window_s: float) -> None:
-        self._cache = cache
+    def __init__(self, counters: Counters, *, failures_max: int, window_s: float) -> None:
+        self._counters = counters
         self._failures_max = failures_max
         self._window_s = window_s
-        self._is_away = False
-        self._log = structlog.get_logger()
 
     async def check(self, address: str) -> None:
         """Raise TooManyRequests while the address has failed too often."""
-        try:
-            left_s = await self._cache.ttl_s(_key("blocked", address))
-        except CacheUnavailable:
-            self._note_away()
-            return
-        self._is_away = False
+        left_s = await self._counters.left_s(_key("blocked", address))
         if left_s > 0:
             raise TooManyRequests(
                 "too many failed log-ins from this address", retry_after_s=left_s, code="too_many_failed_logins"
@@ -34,22 +25,12 @@ class FailedLogins:
     async def count(self, address: str) -> None:
         """Count a failure; the one that reaches the limit blocks the address for the rest of the window."""
         key = _key("failed", address)
-        try:
-            failures = await self._cache.count(key, ttl_s=self._window_s)
-            if failures >= self._failures_max:
-                left_s = await self._cache.ttl_s(key)
-                await self._cache.add(_key("blocked", address), b"1", ttl_s=max(1.0, left_s))
-        except CacheUnavailable:
-            self._note_away()
-
-    def _note_away(self) -> None:
-        if not self._is_away:
-            self._log.warning("failed_logins_not_limited", reason="the cache is away")
-        self._is_away = True
+        if await self._counters.count(key, ttl_s=self._window_s) >= self._failures_max:
+            await self._counters.mark(_key("blocked", address), ttl_s=max(1.0, await self._counters.left_s(key)))
 
 
 def _key(kind: str, address: str) -> str:
-    return f"users:logins:{kind}:{address}"
+    return f"users:logins:address-{kind}:{address}"
 
 
 def client_address(forwarded_for: str, peer: str) -> str:

@@ -2,10 +2,13 @@
 
 import pytest
 
+from services.users.adapters.memory_audit import MemoryAudit
 from services.users.adapters.memory_sessions import MemorySessions
 from services.users.adapters.memory_users import MemoryUsers
 from services.users.domain.auth import AuthService
+from services.users.domain.counters import Counters
 from services.users.domain.events import event_of
+from services.users.domain.lockout import AccountLocks
 from services.users.domain.throttle import FailedLogins
 from services.users.model.records import Client
 from shared.cache.memory import MemoryCache
@@ -15,11 +18,14 @@ from shared.errors import TooManyRequests, Unauthorized, Unavailable
 @pytest.fixture
 def make_service(database, passwords, tally, make_sessions):
     def make(**values):
+        counters = values.pop("counters", None) or Counters(MemoryCache())
         standard = {
             "users": MemoryUsers(database),
             "sessions": make_sessions(),
             "passwords": passwords,
-            "failed": FailedLogins(MemoryCache(), failures_max=3, window_s=60),
+            "failed": FailedLogins(counters, failures_max=3, window_s=60),
+            "locks": AccountLocks(counters, failures_max=5, lock_s=60, lock_max_s=600),
+            "audit": MemoryAudit(database),
             "tally": tally,
         }
         return AuthService(**{**standard, **values})
@@ -126,3 +132,65 @@ async def test_a_user_deleted_during_the_login_gets_nothing(make_service, make_s
 
     with pytest.raises(Unauthorized):
         await log_in(make_service(sessions=make_sessions(Late(database))))
+
+
+async def fail(service, *, times, login="ada", password="wrong"):
+    for number in range(times):
+        with pytest.raises(Unauthorized) as caught:
+            await log_in(service, login, password, address=f"198.51.100.{number}")
+    return caught.value
+
+
+async def test_a_locked_account_answers_like_a_wrong_password_for_the_same_work(
+    service, ada, passwords, tally, database
+):
+    wrong = await fail(service, times=5)
+    passwords.verified.clear()
+
+    locked = await fail(service, times=1, password="correct horse")
+
+    assert (locked.detail, locked.problem_code, locked.headers) == (wrong.detail, wrong.problem_code, wrong.headers)
+    assert len(passwords.verified) == 1
+    assert tally.logins == ["refused"] * 5 + ["locked"]
+    assert not database.sessions.records
+    assert [entry.action for entry in database.audit.records.values()][-1] == "login.locked"
+
+
+async def test_a_name_that_nobody_has_is_locked_like_an_account(service, ada, passwords, tally, database):
+    await fail(service, times=6, login="nobody")
+
+    assert tally.logins == ["refused"] * 5 + ["locked"]
+    assert len(passwords.verified) == 6
+    assert not database.audit.records
+
+
+async def test_username_and_address_are_counted_as_one_account(service, ada, tally):
+    await fail(service, times=3)
+    await fail(service, times=2, login="ada@example.com")
+
+    await fail(service, times=1, password="correct horse")
+    assert tally.logins[-1] == "locked"
+
+
+async def test_an_address_that_was_used_lately_is_not_locked_out(service, ada):
+    await log_in(service, address="192.0.2.1")
+    await fail(service, times=8)
+
+    assert await log_in(service, address="192.0.2.1")
+
+
+async def test_a_success_forgets_the_failures(service, ada, tally):
+    await fail(service, times=4)
+    await log_in(service, address="192.0.2.1")
+    await fail(service, times=4)
+
+    assert "locked" not in tally.logins
+
+
+async def test_an_account_is_locked_though_the_audit_log_is_away(make_service, ada, tally):
+    class Away:
+        async def add(self, entry):
+            raise Unavailable("no store")
+
+    await fail(make_service(audit=Away()), times=6)
+    assert tally.logins[-1] == "locked"

@@ -3,14 +3,14 @@
 import pytest
 from structlog.testing import capture_logs
 
+from services.users.domain.counters import Counters
 from services.users.domain.throttle import FailedLogins, client_address
-from shared.cache.base import CacheUnavailable
 from shared.cache.memory import MemoryCache
 from shared.errors import TooManyRequests
 
 
 async def test_the_last_allowed_failure_blocks_the_address_for_the_window():
-    failed = FailedLogins(MemoryCache(), failures_max=100, window_s=600)
+    failed = FailedLogins(Counters(MemoryCache()), failures_max=100, window_s=600)
     for _ in range(99):
         await failed.count("192.0.2.1")
     await failed.check("192.0.2.1")
@@ -25,7 +25,7 @@ async def test_the_last_allowed_failure_blocks_the_address_for_the_window():
 
 async def test_replicas_count_together():
     cache = MemoryCache()
-    replicas = [FailedLogins(cache, failures_max=4, window_s=60) for _ in range(2)]
+    replicas = [FailedLogins(Counters(cache), failures_max=4, window_s=60) for _ in range(2)]
     for replica in replicas * 2:
         await replica.count("192.0.2.1")
 
@@ -34,34 +34,22 @@ async def test_replicas_count_together():
             await replica.check("192.0.2.1")
 
 
-class NoCache(MemoryCache):
-    is_away = True
-
-    async def ttl_s(self, key):
-        if self.is_away:
-            raise CacheUnavailable
-        return await super().ttl_s(key)
-
-    async def count(self, key, *, ttl_s):
-        if self.is_away:
-            raise CacheUnavailable
-        return await super().count(key, ttl_s=ttl_s)
-
-
-async def test_without_the_cache_nobody_is_refused_and_it_is_said_once():
-    cache = NoCache()
-    failed = FailedLogins(cache, failures_max=1, window_s=60)
+async def test_without_the_cache_a_replica_counts_alone_which_is_said_once():
+    cache = MemoryCache()
+    cache.available = False
+    failed = FailedLogins(Counters(cache), failures_max=2, window_s=60)
     with capture_logs() as lines:
-        for _ in range(5):
+        for _ in range(2):
             await failed.check("192.0.2.1")
             await failed.count("192.0.2.1")
-    assert [line["event"] for line in lines] == ["failed_logins_not_limited"]
+        with pytest.raises(TooManyRequests):
+            await failed.check("192.0.2.1")
+    assert [line["event"] for line in lines] == ["logins_counted_alone"]
 
-    cache.is_away = False
-    await failed.check("192.0.2.1")
-    await failed.count("192.0.2.1")
+    cache.available = True
     with pytest.raises(TooManyRequests):
         await failed.check("192.0.2.1")
+    await failed.check("192.0.2.2")
 
 
 @pytest.mark.parametrize(

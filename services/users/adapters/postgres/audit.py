@@ -48,6 +48,9 @@ class PostgresAudit:
     def __init__(self, database: Database) -> None:
         self._db = database
 
+    async def add(self, entry: AuditEntry) -> None:
+        await self._db.rows(audit_rows("$1"), audit_json(entry))
+
     async def page(self, query: AuditQuery) -> list[AuditEntry]:
         # Only the conditions that are asked for, so that each of the few statements there can be has a plan of its own.
         given = [
