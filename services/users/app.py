@@ -137,22 +137,7 @@ async def _assemble(
     )
     counters = Counters(cache)
     stack.push_async_callback(counters.close)
-    auth_service = AuthService(
-        users=store.users,
-        sessions=session_service,
-        passwords=passwords,
-        failed=FailedLogins(
-            counters, failures_max=settings.failed_logins_max, window_s=settings.failed_logins_window_s
-        ),
-        locks=AccountLocks(
-            counters,
-            failures_max=settings.account_failures_max,
-            lock_s=settings.account_lock_s,
-            lock_max_s=settings.account_lock_max_s,
-        ),
-        audit=store.audit,
-        tally=tally,
-    )
+    auth_service = _auth_service(settings, store, session_service, passwords, counters, tally)
     await _ensure_admin(settings, user_service)
     runtime.tasks.start("outbox-relay", relay.run)
     runtime.tasks.start("heap-trimmer", heap.run)
@@ -184,6 +169,32 @@ def _teller(records: TieredCache) -> Callable[[Sequence[Event]], Awaitable[None]
         await records.changed_all(versions_told(events))
 
     return tell
+
+
+def _auth_service(
+    settings: UsersSettings,
+    store: Store,
+    sessions: SessionService,
+    passwords: Argon2Passwords,
+    counters: Counters,
+    tally: PrometheusTally,
+) -> AuthService:
+    return AuthService(
+        users=store.users,
+        sessions=sessions,
+        passwords=passwords,
+        failed=FailedLogins(
+            counters, failures_max=settings.failed_logins_max, window_s=settings.failed_logins_window_s
+        ),
+        locks=AccountLocks(
+            counters,
+            failures_max=settings.account_failures_max,
+            lock_s=settings.account_lock_s,
+            lock_max_s=settings.account_lock_max_s,
+        ),
+        audit=store.audit,
+        tally=tally,
+    )
 
 
 def _cleaner(settings: UsersSettings, store: Store, users: UserService) -> Cleaner:
