@@ -66,10 +66,10 @@ FLEET = Fleet(
             secret_files={"ADMIN_PASSWORD_FILE": "admin-password", "KEY_SEAL_FILE": "key-seal"},
         ),
         Service("realtime", "services.realtime", needs=("nats",)),
-        Service("compute", "services.compute"),
+        Service("compute", "services.compute", needs=("nats",)),
         # dev new: services
         Service("health", "services.health", needs=("nats", "valkey", "postgres")),
-        Service("gateway", "services.gateway", needs=("valkey",), public=True),
+        Service("gateway", "services.gateway", needs=("nats", "valkey"), public=True),
     ),
     stop_order=(
         "gateway",

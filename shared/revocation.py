@@ -208,7 +208,8 @@ class RevocationFeed:
         try:
             self.revoked.add(Revocation.of_event(message.data))
         except ValueError as error:
-            _log.warning("revocation_unreadable", subject=message.subject, reason=str(error)[:200])
+            # Not the error's text: it shows what was sent.
+            _log.warning("revocation_unreadable", subject=message.subject, reason=type(error).__name__)
 
     def _note(self, failing: str) -> None:
         if failing and not self._failing:
@@ -219,10 +220,14 @@ class RevocationFeed:
 
 
 async def follow(
-    tasks: Supervisor, open_bus: Callable[[], AbstractAsyncContextManager[Bus]], *, issuer: str
+    tasks: Supervisor,
+    revoked: RevokedTokens,
+    open_bus: Callable[[], AbstractAsyncContextManager[Bus]],
+    *,
+    issuer: str,
 ) -> RevocationFeed:
-    """Begin to follow what an issuer revokes; returns when it was read once, or after a second without a bus."""
-    feed = RevocationFeed(RevokedTokens(), open_bus, issuer=issuer)
+    """Begin to follow what an issuer revokes; returns when that was read once, or after a second without a bus."""
+    feed = RevocationFeed(revoked, open_bus, issuer=issuer)
     tasks.start("revocations", feed.run)
     with suppress(TimeoutError):
         async with asyncio.timeout(FIRST_WAIT_S):

@@ -11,7 +11,9 @@ from services.compute.routes import Parts, router
 from services.compute.settings import ComputeSettings
 from shared import http
 from shared.app import Application, Opened, Runtime, build
+from shared.bus.connect import connected
 from shared.endpoints import Endpoints
+from shared.revocation import RevokedTokens, follow
 from shared.tokens import KeySource, TokenVerifier
 
 FIRST_CHILD_TIMEOUT_S = 5.0
@@ -28,6 +30,8 @@ def create(settings: ComputeSettings, *, keys: KeySource | None = None) -> Appli
         metrics.show(pool)
         threads = ThreadPool(threads=settings.threads)
         endpoints = Endpoints(settings.endpoints)
+        revoked = RevokedTokens()
+        nats_url = settings.nats_url.get_secret_value()
 
         async def has_live_child() -> None:
             if pool.live == 0:
@@ -39,9 +43,13 @@ def create(settings: ComputeSettings, *, keys: KeySource | None = None) -> Appli
                 await endpoints.refresh()
                 runtime.tasks.start("endpoints", endpoints.watch)
                 pool.start()
+                await follow(
+                    runtime.tasks, revoked, lambda: connected(nats_url, name=settings.replica_name), issuer="users"
+                )
                 await pool.started(timeout_s=FIRST_CHILD_TIMEOUT_S)
                 yield Opened(
-                    Parts(TokenVerifier(source), pool, threads, settings.job_timeout_s), {"pool": has_live_child}
+                    Parts(TokenVerifier(source, revoked), pool, threads, settings.job_timeout_s),
+                    {"pool": has_live_child},
                 )
             finally:
                 threads.close()

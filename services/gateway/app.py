@@ -43,8 +43,10 @@ from services.gateway.workers.seat import Seat
 from services.gateway.workers.siblings import Siblings
 from shared import log
 from shared.app import Application, Opened, Runtime, build
+from shared.bus.connect import connected
 from shared.endpoints import Address, Endpoints
 from shared.http import JwksOverHttp, get_json, open_client
+from shared.revocation import RevokedTokens, follow
 from shared.serve import open_sockets, read, run
 from shared.settings import load
 from shared.tokens import TokenVerifier
@@ -60,6 +62,7 @@ class Parts:
 
     endpoints: Endpoints
     verifier: TokenVerifier
+    revoked: RevokedTokens
     pool: Pool
     upstreams: Upstreams
     sweeper: Sweeper
@@ -145,6 +148,13 @@ async def _open(
         runtime.tasks.start("limits", parts.limiter.run)
         runtime.tasks.start("configuration", parts.configuration.watch)
         runtime.tasks.start("catalogue", parts.catalogue.run)
+        nats_url = settings.nats_url.get_secret_value()
+        await follow(
+            runtime.tasks,
+            parts.revoked,
+            lambda: connected(nats_url, name=settings.replica_name),
+            issuer=ISSUER_SERVICE,
+        )
         with _on_hangup(parts.configuration.want):
             if seat is not None:
                 _join(seat, runtime)
@@ -168,9 +178,11 @@ def _parts(settings: GatewaySettings, client: httpx2.AsyncClient, siblings: Sibl
     upstreams = Upstreams(endpoints)
     limiter = Limiter(open_quota_store(settings.redis_url.get_secret_value()))
     websockets = WebSocketProxy(upstreams)
+    revoked = RevokedTokens()
     return Parts(
         endpoints=endpoints,
-        verifier=TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH)),
+        verifier=TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH), revoked),
+        revoked=revoked,
         pool=pool,
         upstreams=upstreams,
         sweeper=sweeper,

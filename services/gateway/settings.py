@@ -10,7 +10,7 @@ from services.gateway.domain.config import ConfigError, Fault, parse_config
 from services.gateway.domain.defaults import default_config
 from services.gateway.model import Addresses, Auth, Cors, GatewayConfig, check_network, check_origin
 from shared.endpoints import Endpoints, EndpointsError
-from shared.settings import MEMORY, RedisUrl, Settings, SettingsError, read_value_file
+from shared.settings import MEMORY, NatsUrl, RedisUrl, Settings, SettingsError, read_value_file
 
 DEVELOPMENT_ORIGIN = "http://localhost:3000"
 
@@ -36,6 +36,7 @@ class GatewaySettings(Settings):
     allow: str = Field("", description="client addresses or networks that are served, comma-separated; empty: all")
     exempt: str = Field("", description="client addresses or networks that meet no rate limit, comma-separated")
     trusted_proxies: str = Field("", description="proxies in front whose forwarding headers are believed, likewise")
+    nats_url: NatsUrl = Field(MEMORY, validation_alias="NATS_URL")
     redis_url: RedisUrl = Field(MEMORY, validation_alias="REDIS_URL")
     metrics_access: Literal["", "open", "signed_in", "admin"] = Field(
         "", description="who reads /metrics on the public side; empty: signed_in, in production admin"

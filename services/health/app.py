@@ -19,8 +19,10 @@ from services.health.routes import Parts, router
 from services.health.settings import HealthSettings
 from shared import http
 from shared.app import Application, Opened, Runtime, build
+from shared.bus.connect import connected
 from shared.cache.connect import connect as connect_cache
 from shared.endpoints import Endpoints
+from shared.revocation import RevokedTokens, follow
 from shared.tokens import KeySource, TokenVerifier
 
 
@@ -54,7 +56,12 @@ def create(settings: HealthSettings, *, keys: KeySource | None = None) -> Applic
             endpoints.on_change.append(rounds.wake)
             runtime.tasks.start("probes", rounds.run)
             source = keys or http.JwksOverHttp(calls, endpoints, "users", "/.well-known/jwks.json")
-            yield Opened(Parts(TokenVerifier(source), known, is_open=not settings.is_production))
+            revoked = RevokedTokens()
+            nats_url = settings.nats_url.get_secret_value() if settings.nats_url else "memory://"
+            await follow(
+                runtime.tasks, revoked, lambda: connected(nats_url, name=settings.replica_name), issuer="users"
+            )
+            yield Opened(Parts(TokenVerifier(source, revoked), known, is_open=not settings.is_production))
 
     return build(settings, routers=[router], resources=resources, title="Health")
 

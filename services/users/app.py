@@ -46,7 +46,7 @@ from shared.cache.connect import connect as connect_cache
 from shared.cache.entries import CacheConfig
 from shared.cache.tiered import TieredCache
 from shared.errors import Conflict
-from shared.revocation import follow
+from shared.revocation import RevokedTokens, follow
 from shared.tokens import TokenVerifier
 
 
@@ -116,7 +116,8 @@ async def _assemble(
     stack.callback(records.close)
     store = replace(store, users=WatchedUsers(store.users, records))
     relay = OutboxRelay(store.outbox, bus, tally=tally, relayed=_teller(records))
-    feed = await follow(runtime.tasks, lambda: connected(nats_url, name=settings.replica_name), issuer="users")
+    revoked = RevokedTokens()
+    feed = await follow(runtime.tasks, revoked, lambda: connected(nats_url, name=settings.replica_name), issuer="users")
 
     async def tell_ended(event: Event) -> None:
         relay.wake()
@@ -142,7 +143,7 @@ async def _assemble(
     runtime.tasks.start("outbox-relay", relay.run)
     runtime.tasks.start("heap-trimmer", heap.run)
     runtime.tasks.start("cleaner", _cleaner(settings, store, user_service).run)
-    verifier = TokenVerifier(keys, feed.revoked)
+    verifier = TokenVerifier(keys, revoked)
     cursors = Cursors(derived_key(_seal(settings), "cursors"))
     runtime.tasks.start("records", records.run)
     reads_service = UserReads(store.users, records)

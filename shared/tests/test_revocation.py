@@ -1,7 +1,6 @@
 """Revocation: which tokens are refused, how services learn of it, and what bounds the memory of it."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -17,11 +16,10 @@ from shared.ids import made_at, new_id
 from shared.revocation import Revocation, RevokedTokens, follow
 from shared.tasks import Supervisor
 from shared.testing.bus_probe import eventually
+from shared.testing.revocation import EVENT, event_of
 from shared.testing.tokens import TokenMint
 from shared.tokens import Identity, TokenVerifier
 
-EVENT = "evt.users.session.ended.v1"
-CONTROL = "ctl.users.revoked"
 EVT = LogConfig(name="EVT", subjects=("evt.>",), messages_per_subject_max=10_000, age_max_s=3600 * 24)
 
 
@@ -33,10 +31,6 @@ def identity(user: str = "", session: str = "", **values: Any) -> Identity:
 def ended(user: str, session: str = "", *, kept: str = "", at: float = 0.0, lasts_s: float = 630.0) -> Revocation:
     now = at or time.time()
     return Revocation(user, now, now + lasts_s, session, kept)
-
-
-def event_of(revocation: Revocation) -> bytes:
-    return json.dumps({"specversion": "1.0", "data": {**revocation.as_data(), "reason": "test"}}).encode()
 
 
 def test_the_tokens_of_an_ended_session_are_covered_and_no_others() -> None:
@@ -197,8 +191,8 @@ async def buses(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Bus, Bus]
 async def test_a_push_reaches_the_other_services(buses: tuple[Bus, Bus]) -> None:
     here, there = buses
     async with Supervisor() as mine, Supervisor() as theirs:
-        issuer = await follow(mine, lambda: nullcontext(here), issuer="users")
-        service = await follow(theirs, lambda: nullcontext(there), issuer="users")
+        issuer = await follow(mine, RevokedTokens(), lambda: nullcontext(here), issuer="users")
+        service = await follow(theirs, RevokedTokens(), lambda: nullcontext(there), issuer="users")
         token = identity()
 
         await issuer.announce(event_of(ended(token.subject, token.session_id)))
@@ -215,7 +209,7 @@ async def test_what_was_stored_before_a_start_is_read_from_the_log(buses: tuple[
         await here.append(EVENT, event_of(ended(token.subject, token.session_id)))
 
     async with Supervisor() as tasks:
-        service = await follow(tasks, lambda: nullcontext(there), issuer="users")
+        service = await follow(tasks, RevokedTokens(), lambda: nullcontext(there), issuer="users")
 
         assert all(service.revoked.covers(token) for token in tokens)
 
@@ -223,7 +217,7 @@ async def test_what_was_stored_before_a_start_is_read_from_the_log(buses: tuple[
 async def test_a_stored_end_is_heard_without_the_push(buses: tuple[Bus, Bus]) -> None:
     here, there = buses
     async with Supervisor() as tasks:
-        service = await follow(tasks, lambda: nullcontext(there), issuer="users")
+        service = await follow(tasks, RevokedTokens(), lambda: nullcontext(there), issuer="users")
         token = identity()
         await here.append(EVENT, event_of(ended(token.subject, token.session_id)))
 
@@ -235,7 +229,7 @@ async def test_after_an_outage_what_was_missed_is_read() -> None:
     bus, other = MemoryBus(broker), MemoryBus(broker)
     await other.ensure_log(EVT)
     async with Supervisor() as tasks:
-        service = await follow(tasks, lambda: nullcontext(bus), issuer="users")
+        service = await follow(tasks, RevokedTokens(), lambda: nullcontext(bus), issuer="users")
         token = identity()
         broker.logs["EVT"].append(EVENT, event_of(ended(token.subject, token.session_id)), {}, "")
         broker.available = False
@@ -256,7 +250,7 @@ async def test_without_a_bus_a_service_starts_and_follows_once_it_is_there(monke
     token = identity()
     await other.append(EVENT, event_of(ended(token.subject, token.session_id)))
     async with Supervisor() as tasks:
-        service = await follow(tasks, away, issuer="users")
+        service = await follow(tasks, RevokedTokens(), away, issuer="users")
         await service.announce(event_of(ended("someone", "else")))
         assert service.tried.is_set()
         assert not service.revoked.covers(token)
@@ -274,7 +268,7 @@ async def test_a_log_of_several_pages_is_read_whole(monkeypatch: pytest.MonkeyPa
     for token in tokens:
         await bus.append(EVENT, event_of(ended(token.subject, token.session_id)))
     async with Supervisor() as tasks:
-        service = await follow(tasks, lambda: nullcontext(bus), issuer="users")
+        service = await follow(tasks, RevokedTokens(), lambda: nullcontext(bus), issuer="users")
 
     assert all(service.revoked.covers(token) for token in tokens)
 
@@ -285,7 +279,7 @@ async def test_before_the_first_event_there_is_no_log_and_nothing_to_wait_for(
     monkeypatch.setattr("shared.revocation.RETRY_S", 0.01)
     broker = Broker()
     async with Supervisor() as tasks:
-        service = await follow(tasks, lambda: nullcontext(MemoryBus(broker)), issuer="users")
+        service = await follow(tasks, RevokedTokens(), lambda: nullcontext(MemoryBus(broker)), issuer="users")
         assert service.tried.is_set()
         other = MemoryBus(broker)
         await other.ensure_log(EVT)

@@ -130,8 +130,8 @@ def test_a_service_sees_only_the_secrets_that_it_needs() -> None:
     rendered = render()
 
     urls = {("t-stores", key) for key in ("nats-url", "redis-url", "database-url")}
-    assert secret_keys(rendered.pod("compute")) == set()
-    assert secret_keys(rendered.pod("gateway")) == {("t-stores", "redis-url")}
+    assert secret_keys(rendered.pod("compute")) == {("t-stores", "nats-url")}
+    assert secret_keys(rendered.pod("gateway")) == {("t-stores", "nats-url"), ("t-stores", "redis-url")}
     assert secret_keys(rendered.pod("realtime")) == {("t-stores", "nats-url")}
     assert secret_keys(rendered.pod("health")) == urls
     assert secret_keys(rendered.pod("users")) == urls | {("t-secrets", "admin-password"), ("t-secrets", "key-seal")}

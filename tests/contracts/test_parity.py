@@ -104,7 +104,11 @@ def test_servers_are_out_of_reach_for_whom_they_are_not() -> None:
             assert bool(stores & set(services[service.name]["networks"])) == bool(service.needs)
     assert {name for name, service in services.items() if "edge" in service["networks"]} == {"gateway"}
     own = set(services["gateway"]["networks"]) - {"fleet"}
-    assert {name for name, service in services.items() if own & set(service["networks"])} == {"gateway", "valkey"}
+    assert {name for name, service in services.items() if own & set(service["networks"])} == {
+        "gateway",
+        "nats",
+        "valkey",
+    }
     assert all(network.get("internal") for name, network in compose()["networks"].items() if name != "edge")
 
 

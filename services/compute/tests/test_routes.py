@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from pydantic import SecretStr
 from starlette.types import Message
 
 from services.compute import tasks
@@ -18,7 +19,10 @@ from services.compute.settings import ComputeSettings
 from services.compute.tests import faulty
 from shared.app import Application
 from shared.deadline import Deadline
+from shared.ids import new_id
+from shared.testing.bus_probe import eventually
 from shared.testing.client import running
+from shared.testing.revocation import end_session
 from shared.testing.tokens import TokenMint
 
 pytestmark = pytest.mark.slow  # a pool of real processes
@@ -293,3 +297,20 @@ async def test_the_pool_is_in_the_metrics(client: httpx2.AsyncClient) -> None:
         "pool_wait_seconds_count 1.0",
     ):
         assert line in text
+
+
+async def test_the_tokens_of_an_ended_session_are_refused_at_once(mint: TokenMint) -> None:
+    bus_url = f"memory://{new_id()}"
+    settings = ComputeSettings(environment="test", slots=1, threads=1, nats_url=SecretStr(bus_url))
+    token = mint.token()
+    async with running(create(settings, keys=mint)) as client:
+        client.headers["Authorization"] = f"Bearer {token}"
+        assert (await client.get("/blocking-demo")).status_code == 200
+
+        await end_session(bus_url, token)
+
+        async def is_refused() -> bool:
+            return (await client.get("/blocking-demo")).status_code == 401
+
+        await eventually(is_refused)
+        assert_problem(await client.get("/blocking-demo"), 401, "session_ended")

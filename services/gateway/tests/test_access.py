@@ -8,6 +8,9 @@ import pytest
 
 from services.gateway.tests.rig import issuing
 from services.gateway.tests.scripted import Wire, answer
+from shared.ids import new_id
+from shared.testing.bus_probe import eventually
+from shared.testing.revocation import end_session
 from shared.testing.tokens import TokenMint
 
 
@@ -152,3 +155,23 @@ async def _answer_all(wire: Wire) -> None:
     while True:
         await wire.message()
         await wire.send(answer())
+
+
+async def test_the_tokens_of_an_ended_session_are_401_at_once(serve, start, stack):
+    mint = TokenMint()
+    issuer = await stack.enter_async_context(issuing(mint))
+    bus_url = f"memory://{new_id()}"
+    rig = await start(await serve(), fleet={"users": [issuer.address]}, nats_url=bus_url)
+    client = await rig.connect()
+    token, other = mint.token(), mint.token()
+    for each in (token, other):
+        assert (await client.ask(rig.get("/private/x", bearer(each)))).status == 200
+
+    await end_session(bus_url, token)
+
+    async def is_refused() -> bool:
+        return (await client.ask(rig.get("/private/x", bearer(token)))).status == 401
+
+    await eventually(is_refused)
+    assert json.loads((await client.ask(rig.get("/private/x", bearer(token)))).body)["code"] == "session_ended"
+    assert (await client.ask(rig.get("/private/x", bearer(other)))).status == 200

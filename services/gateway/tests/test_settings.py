@@ -29,16 +29,19 @@ def test_defaults_serve_the_platforms_routes():
 
 def test_production_is_stricter(monkeypatch):
     monkeypatch.setenv("ENVIRONMENT", "production")
+    monkeypatch.setenv("NATS_URL", "nats://user:password@nats:4222")
     monkeypatch.setenv("REDIS_URL", "redis://:password@valkey:6379/0")
     settings = load(GatewaySettings)
     assert settings.origin_names == frozenset()
     assert settings.metrics_auth == "admin"
 
 
-def test_quotas_of_one_process_alone_are_refused_in_production(monkeypatch):
-    assert load(GatewaySettings).redis_url.get_secret_value() == "memory://"
+@pytest.mark.parametrize("variable", ["NATS_URL", "REDIS_URL"])
+def test_what_one_process_alone_would_know_is_refused_in_production(monkeypatch, variable):
     monkeypatch.setenv("ENVIRONMENT", "production")
-    with pytest.raises(SettingsError, match=r"REDIS_URL is memory://, which production refuses"):
+    for name, url in (("NATS_URL", "nats://user:password@nats:4222"), ("REDIS_URL", "redis://valkey:6379/0")):
+        monkeypatch.setenv(name, "memory://" if name == variable else url)
+    with pytest.raises(SettingsError, match=rf"{variable} is memory://, which production refuses"):
         load(GatewaySettings)
     assert load(GatewaySettings, serves=False).is_production
 

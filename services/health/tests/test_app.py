@@ -16,8 +16,11 @@ from services.health.app import create
 from services.health.settings import HealthSettings
 from services.health.tests import servers
 from services.health.tests.servers import Place, serving
+from shared.ids import new_id
+from shared.testing.bus_probe import eventually
 from shared.testing.client import running
 from shared.testing.processes import NatsProcess, RedisProcess
+from shared.testing.revocation import end_session
 from shared.testing.tokens import TokenMint
 
 pytestmark = pytest.mark.slow  # waits for states to turn
@@ -288,3 +291,21 @@ async def test_the_state_is_in_the_metrics(tmp_path: Path) -> None:
 def test_a_malformed_list_of_services_is_refused(services: str) -> None:
     with pytest.raises(ValueError, match="services"):
         settings_of(services=services)
+
+
+async def test_the_tokens_of_an_ended_session_are_refused_at_once(tmp_path: Path) -> None:
+    mint, bus_url = TokenMint(), f"memory://{new_id()}"
+    async with fleet(tmp_path, users=1) as (_, endpoints):
+        settings = settings_of(endpoints=endpoints, environment="production", nats_url=SecretStr(bus_url))
+        async with running(create(settings, keys=mint)) as client:
+            token = mint.token()
+            client.headers["Authorization"] = f"Bearer {token}"
+            assert (await client.get("/health/detailed")).status_code == 200
+
+            await end_session(bus_url, token)
+
+            async def is_refused() -> bool:
+                return (await client.get("/health/detailed")).status_code == 401
+
+            await eventually(is_refused)
+            assert (await client.get("/health/detailed")).json()["code"] == "session_ended"

@@ -14,11 +14,12 @@ from services.realtime.domain.publications import to_stored
 from services.realtime.hub.channel import Channel
 from services.realtime.hub.inbox import Inbox
 from services.realtime.hub.metrics import HubMetrics
-from services.realtime.hub.peers import Peer
+from services.realtime.hub.peers import TOKEN_EXPIRED, Peer
 from services.realtime.hub.topics import Topics
 from services.realtime.model import Encoded
 from shared.bus.base import Bus, BusUnavailable
 from shared.ids import new_id
+from shared.revocation import Revocation
 
 APPEND_TIMEOUT_S = 2.0
 DIRECT_TIMEOUT_S = 1.0
@@ -137,6 +138,13 @@ class Hub:
         for member in members:
             member.close(code, reason)
         return len(members)
+
+    def revoke(self, revocation: Revocation) -> None:
+        """Close the peers on this replica whose token is refused from now on."""
+        inbox = self.inboxes.get(revocation.user_id)
+        for member in list(inbox.members.values()) if inbox is not None else []:
+            if member.identity is not None and revocation.covers(member.identity):
+                member.close(TOKEN_EXPIRED, "the session has ended")
 
 
 def now_text() -> str:

@@ -10,6 +10,7 @@ from services.realtime.domain.publications import Publication
 from services.realtime.hub.metrics import HubMetrics
 from services.realtime.hub.outbox import Outbox
 from services.realtime.model import Encoded, gap
+from shared.tokens import Identity
 
 NORMAL, INTERNAL_ERROR, RESTART, TRY_LATER = 1000, 1011, 1012, 1013
 MALFORMED, TOKEN_EXPIRED, FORBIDDEN, SLOW, FLOOD = 4400, 4401, 4403, 4408, 4429
@@ -30,13 +31,17 @@ class Farewell:
 
 
 class Peer(Generic[T]):
-    """A listener; its fan-out side is synchronous, its owner waits on `closing` and sends the farewell."""
+    """A listener; its fan-out side is synchronous, its owner waits on `closing` and sends the farewell.
+
+    `identity` is of the token it came with, by which it is found when that is revoked.
+    """
 
     kind: ClassVar[str] = ""
 
-    def __init__(self, user: str, *, outbox: Outbox[T], metrics: HubMetrics) -> None:
+    def __init__(self, user: str, *, outbox: Outbox[T], metrics: HubMetrics, identity: Identity | None = None) -> None:
         self.id = secrets.token_hex(8)
         self.user = user
+        self.identity = identity
         self.outbox = outbox
         self.closing = asyncio.Event()
         self.farewell = Farewell(NORMAL, "")
@@ -84,9 +89,9 @@ class Connection(Peer[Encoded]):
 
     kind = "websocket"
 
-    def __init__(self, user: str, *, limits: Limits, metrics: HubMetrics) -> None:
+    def __init__(self, user: str, *, limits: Limits, metrics: HubMetrics, identity: Identity | None = None) -> None:
         outbox: Outbox[Encoded] = Outbox(items_max=limits.outbox_frames_max, bytes_max=limits.outbox_bytes_max)
-        super().__init__(user, outbox=outbox, metrics=metrics)
+        super().__init__(user, outbox=outbox, metrics=metrics, identity=identity)
         self.conduct = Conduct(limits)
 
     def offer(self, publication: Publication) -> None:
@@ -104,9 +109,9 @@ class Stream(Peer[bytes]):
 
     kind = "sse"
 
-    def __init__(self, user: str, *, limits: Limits, metrics: HubMetrics) -> None:
+    def __init__(self, user: str, *, limits: Limits, metrics: HubMetrics, identity: Identity | None = None) -> None:
         outbox: Outbox[bytes] = Outbox(items_max=limits.outbox_events_max, bytes_max=limits.outbox_bytes_max)
-        super().__init__(user, outbox=outbox, metrics=metrics)
+        super().__init__(user, outbox=outbox, metrics=metrics, identity=identity)
         self.after = 0
         self.backlog: list[bytes] = []
 

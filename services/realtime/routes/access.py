@@ -10,7 +10,7 @@ from shared.app import parts_of
 from shared.checks import Readiness
 from shared.errors import Unauthorized, Unavailable
 from shared.identity import bearer_of
-from shared.tokens import Identity, TokenVerifier
+from shared.tokens import Identity, TokenVerifier, session_ended
 
 SUBPROTOCOL = "rt.v1.json"
 BEARER_SUBPROTOCOL = "bearer."
@@ -59,3 +59,9 @@ async def identify(connection: HTTPConnection, parts: Parts) -> Identity:
     if found is not None:
         found.subject = identity.subject
     return identity
+
+
+def check_not_revoked(identity: Identity, parts: Parts) -> None:
+    """Raise Unauthorized where the session ended before its connection could be found by that."""
+    if parts.verifier.revoked is not None and parts.verifier.revoked.covers(identity):
+        raise session_ended()

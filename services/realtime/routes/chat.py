@@ -10,7 +10,7 @@ from services.realtime.hub.hub import TooManyConnections
 from services.realtime.hub.peers import SLOW, TOKEN_EXPIRED, TRY_LATER, Connection
 from services.realtime.hub.session import Session
 from services.realtime.hub.topics import Overloaded
-from services.realtime.routes.access import BUS_AWAY, SUBPROTOCOL, Parts, identify, open_parts
+from services.realtime.routes.access import BUS_AWAY, SUBPROTOCOL, Parts, check_not_revoked, identify, open_parts
 from services.realtime.routes.cutting import cut, cut_later
 from shared.bus.base import BusUnavailable
 from shared.errors import Problem, Unavailable
@@ -29,10 +29,12 @@ async def chat(websocket: WebSocket) -> None:
     parts = open_parts(websocket)
     try:
         identity = await identify(websocket, parts)
-        connection = Connection(identity.subject, limits=parts.hub.limits, metrics=parts.hub.metrics)
+        limits, metrics = parts.hub.limits, parts.hub.metrics
+        connection = Connection(identity.subject, limits=limits, metrics=metrics, identity=identity)
         session = Session(connection, parts.hub)
         try:
             is_welcome = await _admit(connection, session, parts)
+            check_not_revoked(identity, parts)
             subprotocol = SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None
             await websocket.accept(subprotocol)
             if is_welcome:

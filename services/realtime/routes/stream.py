@@ -13,7 +13,7 @@ from services.realtime.hub.hub import TooManyConnections
 from services.realtime.hub.peers import SLOW, TOKEN_EXPIRED, Stream
 from services.realtime.hub.resume import enter_stream
 from services.realtime.hub.topics import Overloaded
-from services.realtime.routes.access import BUS_AWAY, Parts, identify, open_parts
+from services.realtime.routes.access import BUS_AWAY, Parts, check_not_revoked, identify, open_parts
 from services.realtime.routes.cutting import cut, cut_later
 from shared.bus.base import BusUnavailable
 from shared.errors import PROBLEM_MEDIA_TYPE, FieldError, InvalidInput, TooManyRequests, Unavailable
@@ -96,7 +96,9 @@ class EventStream(Response):
         self._channel = channel
         self._since = since
         self._expires_in_s = identity.expires_at + parts.leeway_s - time.time()
-        self._stream = Stream(identity.subject, limits=parts.hub.limits, metrics=parts.hub.metrics)
+        self._identity = identity
+        limits, metrics = parts.hub.limits, parts.hub.metrics
+        self._stream = Stream(identity.subject, limits=limits, metrics=metrics, identity=identity)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -114,6 +116,7 @@ class EventStream(Response):
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await self._parts.hub.admit(self._stream)
+                check_not_revoked(self._identity, self._parts)
                 return await enter_stream(self._parts.hub, self._stream, self._channel, since=self._since)
         except TooManyConnections:
             raise TooManyRequests("this user has too many streams open", retry_after_s=5) from None

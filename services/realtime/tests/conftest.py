@@ -23,6 +23,7 @@ from services.realtime.app import create
 from services.realtime.hub.hub import Hub
 from services.realtime.settings import RealtimeSettings
 from shared.ids import new_id
+from shared.revocation import RevokedTokens
 from shared.serve import Server, config_of, listen
 from shared.testing.tokens import TokenMint
 
@@ -103,6 +104,7 @@ class Replica:
     port: int
     mint: TokenMint
     hub: Hub
+    revoked: RevokedTokens
 
     @property
     def url(self) -> str:
@@ -197,7 +199,8 @@ async def serving(nats_url: str, mint: TokenMint, **settings: Any) -> AsyncItera
             group.create_task(server.serve(sockets=[listener]))
             await eventually(lambda: server.started)
             try:
-                yield Replica(server, listener.getsockname()[1], mint, app.fastapi.state.parts.hub)
+                parts = app.fastapi.state.parts
+                yield Replica(server, listener.getsockname()[1], mint, parts.hub, parts.verifier.revoked)
             finally:
                 server.should_exit = True
 

@@ -3,16 +3,22 @@
 import asyncio
 import json
 import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from services.realtime.hub.hub import Hub
+from services.realtime.hub.peers import Peer
 from services.realtime.tests.conftest import Replica, Start, eventually, serving
 from shared.bus.connect import connect
 from shared.ids import new_id
+from shared.revocation import Revocation
 from shared.testing.processes import NatsProcess
+from shared.testing.revocation import end_session
 from shared.testing.tokens import TokenMint
 
 pytestmark = pytest.mark.slow  # deadlines and outages take seconds
@@ -54,6 +60,51 @@ async def test_the_connections_of_a_deleted_user_are_closed(pair: Pair, bus_url:
         assert await ada.close_code() == 4403
         await events.rest()
     await bus.close()
+
+
+async def test_the_connections_of_an_ended_session_are_closed_and_its_token_refused(pair: Pair, bus_url: str) -> None:
+    user = new_id()
+    ended, lives = pair[0].mint.token(user), pair[0].mint.token(user)
+    bearer = {"Authorization": f"Bearer {ended}"}
+    async with (
+        pair[0].chatter(user, token=ended) as ada,
+        pair[1].events(**bearer) as events,
+        pair[0].chatter(user, token=lives) as elsewhere,
+    ):
+        await end_session(bus_url, ended)
+        assert await ada.close_code() == 4401
+        await events.rest()
+        await elsewhere.say("lobby", "still here")
+        assert await elsewhere.contents(1) == ["still here"]
+        for replica in pair:
+            with pytest.raises(InvalidStatus) as caught:
+                async with replica.raw(headers=bearer):
+                    pass
+            assert caught.value.response.status_code == 401
+
+
+async def test_a_session_that_ends_during_the_handshake_leaves_no_connection(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = await start()
+    admit = Hub.admit
+
+    async def admit_late(hub: Hub, peer: Peer[Any]) -> None:
+        # As when the news comes while the hub still opens the user's inbox.
+        assert peer.identity is not None
+        now = time.time()
+        replica.revoked.add(Revocation(peer.user, now, now + 60, peer.identity.session_id))
+        await admit(hub, peer)
+
+    monkeypatch.setattr(Hub, "admit", admit_late)
+    with pytest.raises(InvalidStatus) as caught:
+        async with replica.raw(headers=replica.mint.bearer()):
+            pass
+    assert caught.value.response.status_code == 401
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        answer = await client.get(f"{replica.http}/sse/stream", headers=replica.mint.bearer())
+    assert (answer.status_code, answer.json()["code"]) == (401, "session_ended")
+    assert not replica.hub.peers
 
 
 async def test_a_client_that_never_reads_is_closed_and_the_others_miss_nothing(start: Start) -> None:
