@@ -12,8 +12,10 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message, Receive, Scope, Send
 
 from shared import context, log
+from shared.middleware import RequestLog
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +149,55 @@ def test_lines_of_processes_that_share_a_pipe_stay_whole() -> None:
     found = [json.loads(line) for line in read.splitlines()]
     assert len(found) == 2 * 20 * 150
     assert all(line["replica"] == f"gateway-{line['path'][0]}" and len(set(line["path"])) == 1 for line in found)
+
+
+async def asked(path: str, headers: list[tuple[bytes, bytes]]) -> None:
+    """Let a request come through the access log, whose answer is 204."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        found = context.current()
+        assert found is not None
+        found.subject, found.route = "u1", "/a/{b}"
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b"12345"})
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(_: Message) -> None: ...
+
+    await RequestLog(app)({"type": "http", "method": "GET", "path": path, "headers": headers}, receive, send)
+
+
+async def test_an_access_line_is_the_same_by_the_short_way_and_by_structlog(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.set_up(service="users", replica="users-1", level="INFO")
+    token = "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJ1In0.c2ln"
+    sent = [(b"x-request-id", token.encode()), (b"traceparent", f"00-{'a' * 32}-{'b' * 16}-01".encode())]
+    for path in ("/plain", f"/a/{token}", "/x" * 1000, "/ä?token=hunter2"):
+        await asked(path, sent)
+        monkeypatch.setattr(log, "_json_lines", None)
+        await asked(path, sent)
+        log.set_up(service="users", replica="users-1", level="INFO")
+    found = lines(capfdbinary)
+    assert len(found) == 8
+    for short, long in zip(found[::2], found[1::2], strict=True):
+        for line in (short, long):
+            assert str(line.pop("time")).endswith("Z")
+            assert float(str(line.pop("duration_ms"))) >= 0
+        assert short == long
+    assert (found[0]["path"], found[0]["status"], found[0]["body_bytes"]) == ("/plain", 204, 5)
+    assert token not in str(found)
+    assert "hunter2" not in str(found)
+
+
+async def test_probes_are_not_on_info_by_the_short_way(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    log.set_up(service="users", replica="users-1", level="INFO")
+    await asked("/ready", [])
+    assert lines(capfdbinary) == []
+
+
+@given(st.text(alphabet="eyJ=:/?&Bearrtokn_.@ \n"))
+def test_the_quick_look_misses_nothing_that_the_pattern_masks(text: str) -> None:
+    assert log.mask(text) == log._SECRET_TEXT.sub(log._masked, text)

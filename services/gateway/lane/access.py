@@ -4,13 +4,11 @@ A line through structlog's processors costs 20 to 30 µs, a large part of all th
 orjson. Lines wait at most a tick of the sweeper; on a terminal, and for levels that leave INFO out, structlog decides.
 """
 
-import time
-
 import orjson
 import structlog
 
 from services.gateway.lane.call import Call
-from shared.log import JsonLines, json_lines, mask
+from shared.log import JsonLines, json_lines, mask, time_text
 
 BUFFERED_BYTES_MAX = 64 * 1024
 PATH_CHARS_MAX = 512
@@ -26,9 +24,6 @@ class AccessLog:
         self._lines: list[bytes] = []
         self._bytes = 0
         self._sink: JsonLines | None = json_lines()
-        # The part of a time that many lines share.
-        self._second = 0
-        self._second_text = ""
 
     def write(self, call: Call, route: str) -> None:
         """Note one call."""
@@ -52,7 +47,7 @@ class AccessLog:
             self._log.info(**fields)
             return
         fields["level"] = "info"
-        fields["time"] = self._now()
+        fields["time"] = time_text()
         line = orjson.dumps(fields)
         self._lines.append(line[:-1] + sink.tail)
         self._bytes += len(line)
@@ -69,11 +64,3 @@ class AccessLog:
             self._sink.write(b"".join(self._lines))
             self._lines.clear()
             self._bytes = 0
-
-    def _now(self) -> str:
-        now = time.time()
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._second_text}.{int((now - second) * 1e6):06d}Z"
