@@ -36,6 +36,7 @@ from services.users.model.records import Event
 from services.users.model.text import normalise_email, normalise_password
 from services.users.routes import audit, auth, reads, sessions, users
 from services.users.routes.cursors import Cursors
+from services.users.routes.guard import guarded
 from services.users.settings import UsersSettings
 from shared.app import Application, Opened, Runtime, build
 from shared.bus.base import Bus
@@ -75,7 +76,7 @@ def create(settings: UsersSettings) -> Application:
 
     return build(
         settings,
-        routers=[users.router, reads.router, auth.router, sessions.router, audit.router],
+        routers=guarded([users.router, reads.router, auth.router, sessions.router, audit.router]),
         resources=_resources,
         title="Roundhouse users",
         wrap=wrap,

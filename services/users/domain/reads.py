@@ -2,6 +2,7 @@
 
 import asyncio
 
+from services.users.domain.policy import Scope, holds
 from services.users.domain.ports import UserRepository
 from services.users.model.records import Actor
 from shared.cache.entries import Found, Loaded
@@ -33,7 +34,7 @@ class UserReads:
 
         Raises NotFound: to everybody else it does not exist. Raises Unavailable.
         """
-        if not is_id(user_id) or not may_read(actor.user_id, user_id, is_admin=actor.is_admin):
+        if not is_id(user_id) or not may_read(actor.user_id, user_id, actor.role):
             raise no_such_user()
         found = await self._cache.get(user_id, lambda: self._load(user_id), bypass=bypass)
         if found.value is None:
@@ -49,9 +50,9 @@ class UserReads:
         return Loaded(None) if found is None else Loaded(found[1], found[0])
 
 
-def may_read(reader_id: str, user_id: str, *, is_admin: bool) -> bool:
+def may_read(reader_id: str, user_id: str, role: str) -> bool:
     """Tell who may see a record: its owner and admins."""
-    return is_admin or reader_id == user_id
+    return reader_id == user_id or holds(role, Scope.USERS_READ)
 
 
 def no_such_user() -> NotFound:

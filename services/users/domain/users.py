@@ -7,6 +7,7 @@ from typing import Any
 
 from services.users.domain.audit import differences, entry_of, shown
 from services.users.domain.events import event_of
+from services.users.domain.policy import Scope, holds
 from services.users.domain.ports import PasswordHasher, Tally, UserRepository, VersionChanged
 from services.users.domain.reads import may_read, no_such_user
 from services.users.domain.sessions import Endings
@@ -108,7 +109,7 @@ class UserService:
 
     async def read(self, actor: Actor, user_id: str) -> User:
         """Return a user to itself or to an admin. Raises NotFound: to everybody else it does not exist."""
-        if not is_id(user_id) or not may_read(actor.user_id, user_id, is_admin=actor.is_admin):
+        if not is_id(user_id) or not may_read(actor.user_id, user_id, actor.role):
             raise no_such_user()
         return await self._repository.get(user_id)
 
@@ -122,8 +123,8 @@ class UserService:
         Raises NotFound, Forbidden, Conflict, InvalidInput, PreconditionFailed, PreconditionRequired, Unavailable.
         """
         current = await self._writable(actor, user_id, match)
-        if "role" in changes and not actor.is_admin:
-            raise Forbidden("only an admin changes roles")
+        if "role" in changes and not holds(actor.role, Scope.ROLES_WRITE):
+            raise Forbidden(f"changing roles needs the scope {Scope.ROLES_WRITE}")
         new_password = changes.get("password") or ""
         if new_password:
             names = {name: changes.get(name) or getattr(current, name) for name in ("username", "email")}

@@ -93,10 +93,6 @@ class Actor:
     role: str
     session_id: str
 
-    @property
-    def is_admin(self) -> bool:
-        return self.role == "admin"
-
 
 @dataclass(frozen=True, slots=True)
 class Match:

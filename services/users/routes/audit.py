@@ -8,10 +8,11 @@ from fastapi import APIRouter, Query, Response
 from services.users.model.edge import AuditListQuery, AuditPage
 from services.users.model.records import AuditEntry, AuditQuery
 from services.users.model.view import time_text
-from services.users.routes.parts import SHOWN_SCHEME, AdminReader, Parts
+from services.users.routes.guard import GuardedRoute
+from services.users.routes.parts import SHOWN_SCHEME, Parts, Reader
 from services.users.routes.respond import NO_STORE, problems
 
-router = APIRouter(tags=["audit"])
+router = APIRouter(tags=["audit"], route_class=GuardedRoute)
 
 
 @router.head("/audit", include_in_schema=False)
@@ -22,7 +23,7 @@ router = APIRouter(tags=["audit"])
     dependencies=[SHOWN_SCHEME],
     summary="Who did what to which user, newest first (admins)",
 )
-async def read_audit(query: Annotated[AuditListQuery, Query()], _: AdminReader, parts: Parts) -> Response:
+async def read_audit(query: Annotated[AuditListQuery, Query()], _: Reader, parts: Parts) -> Response:
     scope = orjson.dumps(["audit", query.user, query.actor, query.action, query.since])
     before = int(parts.cursors.read(scope, query.cursor)[0]) if query.cursor else None
     found = await parts.audit.page(

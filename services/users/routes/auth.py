@@ -6,10 +6,11 @@ from fastapi import APIRouter, Form, Header, Response
 
 from services.users.model.edge import KeysView, LoginForm, RefreshBody, TokenView, UserView
 from services.users.model.records import Tokens
+from services.users.routes.guard import GuardedRoute
 from services.users.routes.parts import SHOWN_SCHEME, AskedBy, Parts, Reader
 from services.users.routes.respond import NO_STORE, json_response, problems, user_response
 
-router = APIRouter(tags=["auth"])
+router = APIRouter(tags=["auth"], route_class=GuardedRoute)
 
 KEYS_MAX_AGE_S = 300
 

@@ -16,7 +16,7 @@ from services.users.model.records import Actor, Client
 from services.users.routes.cursors import Cursors
 from shared.app import parts_of
 from shared.errors import Forbidden
-from shared.identity import Admin, SignedIn
+from shared.identity import SignedIn
 from shared.tokens import TokenVerifier
 
 USER_AGENT_CHARS_MAX = 256
@@ -74,12 +74,7 @@ async def _reader(identity: SignedIn) -> Actor:
     return Actor(identity.subject, identity.role, identity.session_id)
 
 
-async def _admin(identity: Admin) -> Actor:
-    return Actor(identity.subject, identity.role, identity.session_id)
-
-
 Reader = Annotated[Actor, Depends(_reader)]
-AdminReader = Annotated[Actor, Depends(_admin)]
 
 
 async def _writer(reader: Reader, parts: Parts) -> Actor:
@@ -88,8 +83,8 @@ async def _writer(reader: Reader, parts: Parts) -> Actor:
     return Actor(user.id, user.role, reader.session_id)
 
 
-async def _admin_writer(reader: AdminReader, parts: Parts) -> Actor:
-    """Return who asks, when the session still lives and both the token and the stored record say admin."""
+async def _admin_writer(reader: Reader, parts: Parts) -> Actor:
+    """Return who asks, when the session still lives and the stored record, as the token, says admin."""
     user = await parts.sessions.user_of(reader)
     if user.role != "admin":
         raise Forbidden("this needs the role admin")

@@ -8,13 +8,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.users.domain.reads import may_read, no_such_user
 from services.users.model.edge import UserView
 from services.users.model.records import Actor
+from services.users.routes.guard import GuardedRoute
 from services.users.routes.parts import SHOWN_SCHEME, Parts, Reader, RouteParts
 from services.users.routes.respond import problems, read_tags
 from shared import context
 from shared.cache.entries import Found
 from shared.identity import bearer_of
 
-router = APIRouter(tags=["users"])
+router = APIRouter(tags=["users"], route_class=GuardedRoute)
 
 PREFIX = "/users/"
 ROUTE = "/users/{user_id}"
@@ -125,7 +126,7 @@ class HotReads:
         if request is not None:
             request.subject = identity.subject
         user_id: str = scope["path"][len(PREFIX) :]
-        if not may_read(identity.subject, user_id, is_admin=identity.is_admin):
+        if not may_read(identity.subject, user_id, identity.role):
             raise no_such_user()
         bypass = bool(wish) and asks_the_store(wish)
         entry = None if bypass else parts.reads.peek(user_id)

@@ -4,10 +4,11 @@ from fastapi import APIRouter, Response
 
 from services.users.model.edge import SessionsView, SessionView
 from services.users.model.records import Session
-from services.users.routes.parts import SHOWN_SCHEME, AdminReader, AdminWriter, Parts, Reader, Writer
+from services.users.routes.guard import GuardedRoute
+from services.users.routes.parts import SHOWN_SCHEME, AdminWriter, Parts, Reader, Writer
 from services.users.routes.respond import NO_STORE, json_response, problems
 
-router = APIRouter(tags=["auth"])
+router = APIRouter(tags=["auth"], route_class=GuardedRoute)
 
 
 def _shown(sessions: list[Session], current: str = "") -> Response:
@@ -68,7 +69,7 @@ async def end_one(session_id: str, writer: Writer, parts: Parts) -> Response:
     dependencies=[SHOWN_SCHEME],
     summary="List the sessions of a user, newest first (admins)",
 )
-async def sessions_of_user(user_id: str, _: AdminReader, parts: Parts) -> Response:
+async def sessions_of_user(user_id: str, _: Reader, parts: Parts) -> Response:
     return _shown(await parts.sessions.of_user(user_id))
 
 

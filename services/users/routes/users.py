@@ -4,10 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query, Response
 
+from services.users.domain.policy import Scope, holds
 from services.users.domain.users import Changes, Draft
 from services.users.model.edge import DeleteQuery, ListQuery, NewUser, UserPage, UserPatch, UserReplacement, UserView
+from services.users.routes.guard import GuardedRoute
 from services.users.routes.listing import page_json, user_query
-from services.users.routes.parts import SHOWN_SCHEME, AdminReader, AdminWriter, Parts, Writer
+from services.users.routes.parts import SHOWN_SCHEME, AdminWriter, Parts, Reader, Writer
 from services.users.routes.respond import (
     NO_STORE,
     problems,
@@ -17,7 +19,7 @@ from services.users.routes.respond import (
 from shared.errors import Forbidden, NotFound
 from shared.ids import is_id
 
-router = APIRouter(tags=["users"])
+router = APIRouter(tags=["users"], route_class=GuardedRoute)
 
 COLLECTION_ALLOW = "GET, HEAD, OPTIONS, POST"
 RECORD_ALLOW = "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"
@@ -42,7 +44,7 @@ async def register(body: NewUser, parts: Parts) -> Response:
     dependencies=[SHOWN_SCHEME],
     summary="List users (admins)",
 )
-async def list_users(query: Annotated[ListQuery, Query()], _: AdminReader, parts: Parts) -> Response:
+async def list_users(query: Annotated[ListQuery, Query()], _: Reader, parts: Parts) -> Response:
     found = await parts.users.list(user_query(query, parts.cursors))
     return Response(page_json(found, query, parts.cursors), headers=NO_STORE, media_type="application/json")
 
@@ -101,10 +103,10 @@ async def delete(
     match = read_tags(if_match, weak=False)
     if not query.purge:
         await parts.users.remove(writer, user_id, match)
-    elif writer.is_admin:
+    elif holds(writer.role, Scope.USERS_PURGE):
         await parts.users.purge(writer, user_id, match)
     else:
-        raise Forbidden("only an admin deletes for good")
+        raise Forbidden(f"deleting for good needs the scope {Scope.USERS_PURGE}")
     return Response(status_code=204, headers=NO_STORE)
 
 
