@@ -19,7 +19,7 @@ class GuardedRoute(APIRoute):
 
     def __init__(self, path: str, *args: Any, **kwargs: Any) -> None:
         super().__init__(path, *args, **kwargs)
-        self.rules = {method: rule_of(method, self.path_format) for method in self.methods}
+        self.rules = {method: rule_of(method, self.path_format) for method in self.methods or ()}
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
