@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -62,6 +62,7 @@ class Parts:
     keys: SigningKeys
     audit: AuditLog
     cursors: Cursors
+    origins: Collection[str]
     verifier: TokenVerifier
     store: Store
 
@@ -118,13 +119,7 @@ async def _assemble(
     store = replace(store, users=WatchedUsers(store.users, records))
     relay = OutboxRelay(store.outbox, bus, tally=tally, relayed=_teller(records))
     revoked = RevokedTokens()
-    feed = await follow(runtime.tasks, revoked, lambda: connected(nats_url, name=settings.replica_name), issuer="users")
-
-    async def tell_ended(event: Event) -> None:
-        relay.wake()
-        await feed.announce(event.payload)
-
-    endings = Endings(token_lasts_s=settings.access_token_lasts_s, tell=tell_ended)
+    endings = await _endings(settings, runtime, relay, revoked)
     user_service = UserService(
         store.users,
         passwords,
@@ -149,9 +144,29 @@ async def _assemble(
     runtime.tasks.start("records", records.run)
     reads_service = UserReads(store.users, records)
     parts = Parts(
-        user_service, reads_service, auth_service, session_service, keys, store.audit, cursors, verifier, store
+        users=user_service,
+        reads=reads_service,
+        auth=auth_service,
+        sessions=session_service,
+        keys=keys,
+        audit=store.audit,
+        cursors=cursors,
+        origins=settings.origin_names,
+        verifier=verifier,
+        store=store,
     )
     return Opened(parts, {"postgres": store.ping})
+
+
+async def _endings(settings: UsersSettings, runtime: Runtime, relay: OutboxRelay, revoked: RevokedTokens) -> Endings:
+    nats_url = settings.nats_url.get_secret_value()
+    feed = await follow(runtime.tasks, revoked, lambda: connected(nats_url, name=settings.replica_name), issuer="users")
+
+    async def tell(event: Event) -> None:
+        relay.wake()
+        await feed.announce(event.payload)
+
+    return Endings(token_lasts_s=settings.access_token_lasts_s, tell=tell)
 
 
 def _open_records(

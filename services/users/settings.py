@@ -8,6 +8,7 @@ from pydantic_settings import SettingsConfigDict
 from shared.settings import MEMORY, DatabaseUrl, NatsUrl, RedisUrl, Settings
 
 SEAL_CHARS_MIN = 16
+DEVELOPMENT_ORIGIN = "http://localhost:3000"
 
 
 class UsersSettings(Settings):
@@ -32,6 +33,9 @@ class UsersSettings(Settings):
     require_if_match: bool = Field(False, description="changes without If-Match are 428")
     access_token_lasts_s: int = Field(600, ge=10, le=3600)
     session_lasts_s: float = Field(30 * 24 * 3600, ge=60, description="from the log-in; refreshing does not extend it")
+    origins: str = Field(
+        "", description="foreign origins whose pages may use the refresh cookie, comma-separated, as for the gateway"
+    )
     failed_logins_max: int = Field(100, ge=1, description="of one client address in the window")
     failed_logins_window_s: float = Field(600, ge=1)
 
@@ -66,3 +70,9 @@ class UsersSettings(Settings):
         if length < SEAL_CHARS_MIN and (length or not database_url.startswith("memory:")):
             raise ValueError(f"is needed, with at least {SEAL_CHARS_MIN} characters, to seal the signing keys")
         return value
+
+    @property
+    def origin_names(self) -> frozenset[str]:
+        """Foreign origins whose pages may use the refresh cookie; our own always may."""
+        named = frozenset(filter(None, (part.strip().lower() for part in self.origins.split(","))))
+        return named if self.is_production or named else frozenset({DEVELOPMENT_ORIGIN})

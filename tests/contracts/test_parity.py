@@ -18,6 +18,8 @@ COMMON = {"ENVIRONMENT", "LOG_LEVEL"}
 PUBLIC_PORT = 8080
 PUBLIC_SETTINGS = ("WORKERS", "EXEMPT", "ALLOW", "TRUSTED_PROXIES", "ORIGINS", "CONFIG")
 """Of the public service, chosen in .env."""
+TOLD_AS_WELL = {"users": ("ORIGINS",)}
+"""What another service is told of them too."""
 
 
 @cache
@@ -54,10 +56,8 @@ def test_a_service_gets_its_servers_and_what_the_runner_gives_it(service: Servic
     given = compose()["services"][service.name]["environment"]
     variables = {server.name: server.variable for server in INFRA}
     secrets = {f"{service.prefix}{name.removesuffix('_FILE')}" for name in service.secret_files}
-    own = {
-        f"{service.prefix}{name}"
-        for name in ("HOST", "PORT", "ENDPOINTS", *(PUBLIC_SETTINGS if service.public else ()))
-    }
+    more = PUBLIC_SETTINGS if service.public else TOLD_AS_WELL.get(service.name, ())
+    own = {f"{service.prefix}{name}" for name in ("HOST", "PORT", "ENDPOINTS", *more)}
 
     assert set(given) == COMMON | {variables[need] for need in service.needs} | secrets | own
 

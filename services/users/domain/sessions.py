@@ -84,7 +84,8 @@ class SessionService:
 
     def _tokens(self, user: User, session_id: str, refresh: bytes) -> Tokens:
         refresh_token = base64.urlsafe_b64encode(refresh).decode()
-        return Tokens(self._issuer.issue(user, session_id), refresh_token, self._issuer.lasts_s)
+        access_token = self._issuer.issue(user, session_id)
+        return Tokens(access_token, refresh_token, self._issuer.lasts_s, self._lasts.total_seconds())
 
     async def refresh(self, refresh_token: str, client: Client) -> Tokens:
         """Exchange a refresh token for new tokens; once, again within 10 s, and after that it ends the session.

@@ -239,6 +239,7 @@ class LoginForm(BaseModel):
     username: str = Field(min_length=1, max_length=text.LOGIN_CHARS_MAX, description="Username or e-mail address.")
     password: SecretStr = Field(min_length=1)
     grant_type: Literal["password"] = "password"
+    cookie: bool = Field(False, description="The refresh token comes in a cookie, not in the body.")
 
 
 class RefreshBody(_Input):
@@ -249,7 +250,9 @@ class TokenView(BaseModel):
     access_token: str
     token_type: Literal["bearer"] = "bearer"  # noqa: S105 - the name of a scheme
     expires_in: int = Field(description="Seconds.")
-    refresh_token: str = Field(description="Good for one use at `/auth/refresh`.")
+    refresh_token: str | None = Field(
+        None, description="Good for one use at `/auth/refresh`; absent where it is in the cookie."
+    )
 
 
 class SessionView(BaseModel):

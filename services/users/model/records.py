@@ -183,3 +183,4 @@ class Tokens:
     access_token: str
     refresh_token: str
     expires_in_s: int
+    session_lasts_s: float

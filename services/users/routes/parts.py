@@ -1,5 +1,6 @@
 """What routes work with: the open parts of the service, and who asks."""
 
+from collections.abc import Collection
 from typing import Annotated, Protocol
 
 from fastapi import Depends
@@ -53,6 +54,10 @@ class RouteParts(Protocol):
 
     @property
     def cursors(self) -> Cursors: ...
+
+    @property
+    def origins(self) -> Collection[str]:
+        """Foreign origins whose pages may use the refresh cookie."""
 
     @property
     def verifier(self) -> TokenVerifier: ...
