@@ -20,9 +20,11 @@ from services.users.adapters.passwords import Argon2Passwords
 from services.users.adapters.strength import GuessEstimate
 from services.users.adapters.tally import PrometheusTally
 from services.users.domain.auth import AuthService
+from services.users.domain.batch import BatchService
 from services.users.domain.cleaning import Cleaner
 from services.users.domain.counters import Counters
 from services.users.domain.events import versions_told
+from services.users.domain.idempotency import Idempotency
 from services.users.domain.lockout import AccountLocks
 from services.users.domain.ports import AuditLog
 from services.users.domain.reads import AWAY, UserReads
@@ -34,7 +36,7 @@ from services.users.domain.users import UserService
 from services.users.domain.watched import WatchedUsers
 from services.users.model.records import Event
 from services.users.model.text import normalise_email, normalise_password
-from services.users.routes import audit, auth, reads, sessions, users
+from services.users.routes import audit, auth, batch, reads, sessions, users
 from services.users.routes.cursors import Cursors
 from services.users.routes.guard import guarded
 from services.users.settings import UsersSettings
@@ -60,6 +62,8 @@ class Parts:
     auth: AuthService
     sessions: SessionService
     keys: SigningKeys
+    batches: BatchService
+    idempotency: Idempotency
     audit: AuditLog
     cursors: Cursors
     origins: Collection[str]
@@ -77,7 +81,7 @@ def create(settings: UsersSettings) -> Application:
 
     return build(
         settings,
-        routers=guarded([users.router, reads.router, auth.router, sessions.router, audit.router]),
+        routers=guarded([batch.router, users.router, reads.router, auth.router, sessions.router, audit.router]),
         resources=_resources,
         title="Roundhouse users",
         wrap=wrap,
@@ -104,9 +108,7 @@ async def _assemble(
 ) -> Opened[Parts]:
     cache = connect_cache(settings.redis_url.get_secret_value())
     stack.push_async_callback(cache.close)
-    heap = HeapTrimmer()
-    passwords = Argon2Passwords(memory_kib=settings.hash_memory_kib, passes=settings.hash_passes, on_use=heap.used)
-    stack.callback(passwords.close)
+    passwords = _open_passwords(settings, runtime, stack)
     tally = PrometheusTally(runtime.metrics.registry)
 
     nats_url = settings.nats_url.get_secret_value()
@@ -120,12 +122,13 @@ async def _assemble(
     relay = OutboxRelay(store.outbox, bus, tally=tally, relayed=_teller(records))
     revoked = RevokedTokens()
     endings = await _endings(settings, runtime, relay, revoked)
+    strength = PasswordStrength(GuessEstimate(settings.password_score_min))
     user_service = UserService(
         store.users,
         passwords,
         tally=tally,
         announce=relay.wake,
-        strength=PasswordStrength(GuessEstimate(settings.password_score_min)),
+        strength=strength,
         endings=endings,
         requires_match=settings.require_if_match,
     )
@@ -137,22 +140,20 @@ async def _assemble(
     auth_service = _auth_service(settings, store, session_service, passwords, counters, tally)
     await _ensure_admin(settings, user_service)
     runtime.tasks.start("outbox-relay", relay.run)
-    runtime.tasks.start("heap-trimmer", heap.run)
     runtime.tasks.start("cleaner", _cleaner(settings, store, user_service).run)
-    verifier = TokenVerifier(keys, revoked)
-    cursors = Cursors(derived_key(_seal(settings), "cursors"))
     runtime.tasks.start("records", records.run)
-    reads_service = UserReads(store.users, records)
     parts = Parts(
         users=user_service,
-        reads=reads_service,
+        reads=UserReads(store.users, records),
         auth=auth_service,
         sessions=session_service,
+        batches=BatchService(store.unit, passwords, strength=strength, tally=tally, announce=relay.wake),
+        idempotency=Idempotency(store.idempotency, secret=derived_key(_seal(settings), "idempotency")),
         keys=keys,
         audit=store.audit,
-        cursors=cursors,
+        cursors=Cursors(derived_key(_seal(settings), "cursors")),
         origins=settings.origin_names,
-        verifier=verifier,
+        verifier=TokenVerifier(keys, revoked),
         store=store,
     )
     return Opened(parts, {"postgres": store.ping})
@@ -167,6 +168,14 @@ async def _endings(settings: UsersSettings, runtime: Runtime, relay: OutboxRelay
         await feed.announce(event.payload)
 
     return Endings(token_lasts_s=settings.access_token_lasts_s, tell=tell)
+
+
+def _open_passwords(settings: UsersSettings, runtime: Runtime, stack: AsyncExitStack) -> Argon2Passwords:
+    heap = HeapTrimmer()
+    runtime.tasks.start("heap-trimmer", heap.run)
+    passwords = Argon2Passwords(memory_kib=settings.hash_memory_kib, passes=settings.hash_passes, on_use=heap.used)
+    stack.callback(passwords.close)
+    return passwords
 
 
 def _open_records(
@@ -220,6 +229,7 @@ def _cleaner(settings: UsersSettings, store: Store, users: UserService) -> Clean
         {
             "deleted users": partial(users.purge_old, kept=timedelta(days=settings.deleted_kept_days)),
             "audit": lambda limit: store.audit.remove_before(datetime.now(UTC) - audit_kept, limit=limit),
+            "idempotency keys": lambda limit: store.idempotency.remove_expired(datetime.now(UTC), limit=limit),
         }
     )
 

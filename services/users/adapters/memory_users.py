@@ -1,14 +1,16 @@
 """Users in memory; every write checks what it needs first, and is undone whole where it fails nevertheless."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from services.users.adapters.memory_database import Collection, MemoryDatabase
+from services.users.adapters.memory_idempotency import finish_in
 from services.users.adapters.memory_listing import page_of
 from services.users.domain.ports import VersionChanged
 from services.users.domain.users import taken
 from services.users.model.listing import Listed, UserQuery
-from services.users.model.records import AuditEntry, Credentials, DeletedUser, Event, User
+from services.users.model.records import AddedUser, AuditEntry, Credentials, DeletedUser, Event, Finished, User
 from services.users.model.text import fold
 from services.users.model.view import user_json
 from shared.errors import NotFound
@@ -28,13 +30,37 @@ class MemoryUsers:
             database.sessions,
             database.outbox,
             database.audit,
+            database.idempotency,
         )
 
-    async def add(self, user: User, password_hash: str, event: Event, *, audit: AuditEntry | None = None) -> None:
+    async def add(
+        self,
+        user: User,
+        password_hash: str,
+        event: Event,
+        *,
+        audit: AuditEntry | None = None,
+        finished: Finished | None = None,
+    ) -> None:
         async with self._db.locked(*self._written):
+            if finished is not None:
+                finish_in(self._db, finished)
             self._store(user)
             self._db.credentials.records[user.id] = password_hash
             self._tell(event, audit)
+
+    async def add_many(self, new: Sequence[AddedUser]) -> Sequence[str]:
+        fields = []
+        async with self._db.locked(*self._written):
+            logins = self._db.logins.records
+            for each in new:
+                is_name_taken, is_email_taken = fold(each.user.username) in logins, each.user.email in logins
+                fields.append("username" if is_name_taken else "email" if is_email_taken else "")
+                if not fields[-1]:
+                    self._store(each.user)
+                    self._db.credentials.records[each.user.id] = each.password_hash
+                    self._tell(each.event, each.audit)
+        return fields
 
     def _tell(self, event: Event, audit: AuditEntry | None, ended: Event | None = None) -> None:
         for each in (event, ended):

@@ -57,6 +57,7 @@ def _scope(scope: Scope) -> Rule:
 RULES: Mapping[tuple[str, str], Rule] = MappingProxyType(
     {
         ("POST", "/users"): _PUBLIC,
+        ("POST", "/users/batch"): _scope(Scope.USERS_WRITE),
         ("GET", "/users"): _scope(Scope.USERS_READ),
         ("OPTIONS", "/users"): _PUBLIC,
         ("GET", "/users/{user_id}"): _owner(Scope.USERS_READ),

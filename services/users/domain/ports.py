@@ -7,12 +7,16 @@ from typing import Protocol
 
 from services.users.model.listing import Listed, UserQuery
 from services.users.model.records import (
+    AddedUser,
+    Answer,
     AuditEntry,
     AuditQuery,
     Credentials,
     DeletedUser,
     Event,
     Exchange,
+    Finished,
+    IdempotencyClaim,
     Session,
     User,
 )
@@ -37,8 +41,25 @@ class RefreshReused(Exception):
 class UserRepository(Protocol):
     """Every write stores its event and its line of the audit log with the change, or nothing. All calls may raise Unavailable."""
 
-    async def add(self, user: User, password_hash: str, event: Event, *, audit: AuditEntry | None = None) -> None:
-        """Store a new user. Raises Conflict naming the field that is taken."""
+    async def add(
+        self,
+        user: User,
+        password_hash: str,
+        event: Event,
+        *,
+        audit: AuditEntry | None = None,
+        finished: Finished | None = None,
+    ) -> None:
+        """Store a new user, and with it the answer `finished` under its idempotency key.
+
+        Raises Conflict naming the field that is taken, ClaimLost.
+        """
+
+    async def add_many(self, new: Sequence[AddedUser]) -> Sequence[str]:
+        """Store those whose name and address are free, also of each other.
+
+        Return for each the field that is taken, empty where the user was stored.
+        """
 
     async def get(self, user_id: str) -> User:
         """Return a user. Raises NotFound."""
@@ -147,6 +168,47 @@ class AuditLog(Protocol):
 
     async def remove_before(self, moment: datetime, *, limit: int) -> int:
         """Forget up to `limit` entries older than a moment; return how many those were."""
+
+
+class ClaimLost(Exception):
+    """The request has run longer than its lease, and another one has taken over its idempotency key; nothing was stored."""
+
+
+class KeyReused(Exception):
+    """The idempotency key came with another body before."""
+
+
+class KeyRunning(Exception):
+    """A request with this idempotency key is running."""
+
+
+class IdempotencyStore(Protocol):
+    """All calls may raise Unavailable."""
+
+    async def claim(self, claim: IdempotencyClaim, *, died_before: datetime) -> Answer | None:
+        """Take a key, or return the answer kept under it; a claim that began before `died_before` is taken over.
+
+        Raises KeyReused, KeyRunning.
+        """
+
+    async def finish(self, finished: Finished) -> None:
+        """Keep an answer. Raises ClaimLost."""
+
+    async def release(self, claim: IdempotencyClaim) -> None:
+        """Give a key back; nothing happens when an answer is kept under it or another request has it."""
+
+    async def remove_expired(self, now: datetime, *, limit: int) -> int:
+        """Forget up to `limit` keys that are over; return how many those were."""
+
+
+class Unit(Protocol):
+    """A unit of work: what its repositories write is stored together when its block ends, and not at all when that raises."""
+
+    @property
+    def users(self) -> UserRepository: ...
+
+    @property
+    def idempotency(self) -> IdempotencyStore: ...
 
 
 class OutboxLine(Protocol):

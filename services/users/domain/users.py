@@ -13,7 +13,7 @@ from services.users.domain.reads import may_read, no_such_user
 from services.users.domain.sessions import Endings
 from services.users.domain.strength import PasswordStrength
 from services.users.model.listing import Listed, UserQuery
-from services.users.model.records import Actor, Event, Match, Role, User
+from services.users.model.records import Actor, Event, Finished, Match, Role, User
 from services.users.model.text import fold
 from shared.errors import (
     Conflict,
@@ -69,27 +69,28 @@ class UserService:
         self._strength = strength or PasswordStrength()
         self._requires_match = requires_match
 
-    async def register(self, draft: Draft, actor: Actor | None = None) -> User:
-        """Store a new user. Raises Conflict, InvalidInput, Unavailable."""
-        _refuse_reserved(draft.username)
-        self._strength.check(draft.password, username=draft.username, email=draft.email)
-        return await self._add(draft, actor)
+    async def register(
+        self, draft: Draft, actor: Actor | None = None, finish: Callable[[User], Finished] | None = None
+    ) -> User:
+        """Store a new user; `finish` makes the answer that is kept under an idempotency key, with the user or not at all.
 
-    async def _add(self, draft: Draft, actor: Actor | None = None) -> User:
+        Raises Conflict, InvalidInput, ClaimLost, Unavailable.
+        """
+        check_draft(draft, self._strength)
+        return await self._add(draft, actor, finish)
+
+    async def _add(
+        self, draft: Draft, actor: Actor | None = None, finish: Callable[[User], Finished] | None = None
+    ) -> User:
         password_hash = await self._passwords.hash(draft.password)
-        now = datetime.now(UTC)
-        user = User(
-            id=new_id(),
-            username=draft.username,
-            email=draft.email,
-            full_name=draft.full_name,
-            role=draft.role,
-            version=1,
-            created_at=now,
-            updated_at=now,
+        user = user_of(draft)
+        await self._repository.add(
+            user,
+            password_hash,
+            event_of(user, "created"),
+            audit=entry_of("user.created", user_id=user.id, actor=actor, after=shown(user)),
+            finished=finish(user) if finish else None,
         )
-        audit = entry_of("user.created", user_id=user.id, actor=actor, after=shown(user))
-        await self._repository.add(user, password_hash, event_of(user, "created"), audit=audit)
         self._tally.user_created()
         self._announce()
         return user
@@ -231,6 +232,27 @@ class UserService:
         if match is not None and not match.takes(current.version):
             raise PreconditionFailed()
         return current
+
+
+def check_draft(draft: Draft, strength: PasswordStrength) -> None:
+    """Refuse what can be refused without asking the store. Raises Conflict, InvalidInput."""
+    _refuse_reserved(draft.username)
+    strength.check(draft.password, username=draft.username, email=draft.email)
+
+
+def user_of(draft: Draft) -> User:
+    """Return the new user of a draft."""
+    now = datetime.now(UTC)
+    return User(
+        id=new_id(),
+        username=draft.username,
+        email=draft.email,
+        full_name=draft.full_name,
+        role=draft.role,
+        version=1,
+        created_at=now,
+        updated_at=now,
+    )
 
 
 def _apply(current: User, changes: Changes) -> tuple[User, set[str]]:

@@ -1,10 +1,11 @@
 """A repository of users that tells the cache of every change it stored, so that no writer can forget to."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from services.users.domain.ports import UserRepository
 from services.users.model.listing import Listed, UserQuery
-from services.users.model.records import AuditEntry, Credentials, DeletedUser, Event, User
+from services.users.model.records import AddedUser, AuditEntry, Credentials, DeletedUser, Event, Finished, User
 from services.users.model.view import user_json
 from shared.cache.tiered import TieredCache
 
@@ -21,9 +22,24 @@ class WatchedUsers:
 
     # Changes.
 
-    async def add(self, user: User, password_hash: str, event: Event, *, audit: AuditEntry | None = None) -> None:
-        await self._users.add(user, password_hash, event, audit=audit)
+    async def add(
+        self,
+        user: User,
+        password_hash: str,
+        event: Event,
+        *,
+        audit: AuditEntry | None = None,
+        finished: Finished | None = None,
+    ) -> None:
+        await self._users.add(user, password_hash, event, audit=audit, finished=finished)
         await self._changed(user)
+
+    async def add_many(self, new: Sequence[AddedUser]) -> Sequence[str]:
+        fields = await self._users.add_many(new)
+        for each, field in zip(new, fields, strict=True):
+            if not field:
+                await self._changed(each.user)
+        return fields
 
     async def replace(
         self,

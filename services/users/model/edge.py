@@ -192,6 +192,34 @@ class ListQuery(_Input):
         return self
 
 
+class NewUsers(_Input):
+    """Registrations; each item is checked by itself."""
+
+    items: Annotated[list[Any], Field(json_schema_extra={"items": {"$ref": "#/components/schemas/NewUser"}})] = Field(
+        min_length=1, max_length=100
+    )
+
+
+class BatchQuery(_Input):
+    atomic: bool = Field(False, description="Store all or none; else each by itself.")
+
+
+class BatchItemView(BaseModel):
+    """What became of an item: 201 with the user, or a status with its problem."""
+
+    status: int
+    location: str | None = None
+    etag: str | None = None
+    user: UserView | None = None
+    problem: dict[str, Any] | None = None
+
+
+class BatchView(BaseModel):
+    """One result for each item, in their order."""
+
+    results: list[BatchItemView]
+
+
 class AuditView(BaseModel):
     """A line of the audit log; `before` and `after` hold what changed, addresses and names masked."""
 

@@ -167,6 +167,24 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer of a request that has run under its claim."""
+
+    claim: IdempotencyClaim
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class AddedUser:
+    """A new user with all that is stored beside it."""
+
+    user: User
+    password_hash: str
+    event: Event
+    audit: AuditEntry
+
+
+@dataclass(frozen=True, slots=True)
 class StoredKey:
     """A signing key as it is stored: the public half (32 raw bytes of Ed25519) open, the private one sealed."""
 

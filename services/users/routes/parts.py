@@ -8,6 +8,8 @@ from fastapi.security import OAuth2PasswordBearer
 from starlette.requests import HTTPConnection
 
 from services.users.domain.auth import AuthService
+from services.users.domain.batch import BatchService
+from services.users.domain.idempotency import Idempotency
 from services.users.domain.ports import AuditLog
 from services.users.domain.reads import UserReads
 from services.users.domain.sessions import SessionService
@@ -17,7 +19,7 @@ from services.users.model.records import Actor, Client
 from services.users.routes.cursors import Cursors
 from shared.app import parts_of
 from shared.errors import Forbidden
-from shared.identity import SignedIn
+from shared.identity import SignedIn, signed_in
 from shared.tokens import TokenVerifier
 
 USER_AGENT_CHARS_MAX = 256
@@ -50,6 +52,12 @@ class RouteParts(Protocol):
     def keys(self) -> PublishedKeys: ...
 
     @property
+    def batches(self) -> BatchService: ...
+
+    @property
+    def idempotency(self) -> Idempotency: ...
+
+    @property
     def audit(self) -> AuditLog: ...
 
     @property
@@ -72,6 +80,14 @@ Parts = Annotated[RouteParts, Depends(_parts)]
 
 # Only so that the documents show where tokens come from; `shared.identity` is what checks them.
 SHOWN_SCHEME = Depends(OAuth2PasswordBearer("/auth/token", auto_error=False))
+
+
+async def maybe_actor(connection: HTTPConnection) -> Actor | None:
+    """Return who asks on a public route, None where no token is sent. Raises Unauthorized for one that is not valid."""
+    if "authorization" not in connection.headers:
+        return None
+    identity = await signed_in(connection)
+    return Actor(identity.subject, identity.role, identity.session_id)
 
 
 async def _reader(identity: SignedIn) -> Actor:

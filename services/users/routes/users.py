@@ -2,18 +2,22 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi import APIRouter, Body, Header, Query, Request, Response
 
 from services.users.domain.policy import Scope, holds
 from services.users.domain.users import Changes, Draft
 from services.users.model.edge import DeleteQuery, ListQuery, NewUser, UserPage, UserPatch, UserReplacement, UserView
+from services.users.model.records import Answer, Finished, IdempotencyClaim, User
+from services.users.model.view import user_json
 from services.users.routes.guard import GuardedRoute
+from services.users.routes.keyed import KEY_PARAMETER, answer_once
 from services.users.routes.listing import page_json, user_query
-from services.users.routes.parts import SHOWN_SCHEME, AdminWriter, Parts, Reader, Writer
+from services.users.routes.parts import SHOWN_SCHEME, AdminWriter, Parts, Writer, maybe_actor
 from services.users.routes.respond import (
     NO_STORE,
     problems,
     read_tags,
+    tag_of,
     user_response,
 )
 from shared.errors import Forbidden, NotFound
@@ -28,12 +32,29 @@ IfMatch = Annotated[str | None, Header(description='Change only this version, su
 
 
 @router.post(
-    "/users", status_code=201, response_model=UserView, responses=problems(400, 409, 415, 422, 503), summary="Register"
+    "/users",
+    status_code=201,
+    response_model=UserView,
+    responses=problems(400, 401, 409, 415, 422, 503),
+    openapi_extra={"parameters": [KEY_PARAMETER]},
+    summary="Register",
 )
-async def register(body: NewUser, parts: Parts) -> Response:
-    draft = Draft(body.username, body.email, body.password.get_secret_value(), body.full_name)
-    user = await parts.users.register(draft)
-    return user_response(user, 201, {"Location": f"/users/{user.id}"})
+async def register(request: Request, body: NewUser, parts: Parts) -> Response:
+    actor = await maybe_actor(request)
+
+    async def work(claim: IdempotencyClaim | None) -> Answer:
+        finish = None if claim is None else lambda user: Finished(claim, _created(user))
+        return _created(await parts.users.register(draft_of(body), actor, finish))
+
+    return await answer_once(request, parts, actor, work)
+
+
+def draft_of(body: NewUser) -> Draft:
+    return Draft(body.username, body.email, body.password.get_secret_value(), body.full_name)
+
+
+def _created(user: User) -> Answer:
+    return Answer(201, {"Location": f"/users/{user.id}", "ETag": tag_of(user)}, user_json(user))
 
 
 @router.head("/users", include_in_schema=False)
@@ -44,7 +65,7 @@ async def register(body: NewUser, parts: Parts) -> Response:
     dependencies=[SHOWN_SCHEME],
     summary="List users (admins)",
 )
-async def list_users(query: Annotated[ListQuery, Query()], _: Reader, parts: Parts) -> Response:
+async def list_users(query: Annotated[ListQuery, Query()], parts: Parts) -> Response:
     found = await parts.users.list(user_query(query, parts.cursors))
     return Response(page_json(found, query, parts.cursors), headers=NO_STORE, media_type="application/json")
 

@@ -11,12 +11,15 @@ from services.users.model.records import AuditEntry, AuditQuery
 _COLUMNS = "at, action, actor_id, user_id, request_id, address, before, after"
 
 
-def audit_rows(parameter: str, *, when: str = "") -> str:
+def audit_rows(parameter: str, *, when: str = "", of: str = "") -> str:
     """Return the INSERT that stores the entries of `audit_json` in `parameter` (such as `$15`), to stand in a WITH of a write.
 
-    `when` names a part of the same WITH: the entries are stored when that returns a row, else never.
+    `when` names a part of the same WITH: the entries are stored when that returns a row, else never. `of` names one that returns
+    ids: the entries on those users are stored.
     """
     condition = f" WHERE EXISTS (SELECT 1 FROM {when})" if when else ""  # noqa: S608 - constants only
+    if of:
+        condition = f" WHERE user_id IN (SELECT id FROM {of})"  # noqa: S608 - constants only
     return (
         f"INSERT INTO audit ({_COLUMNS}) SELECT {_COLUMNS} "  # noqa: S608
         f"FROM jsonb_to_recordset({parameter}::jsonb) AS entry(at timestamptz, action text, actor_id uuid, user_id uuid, "

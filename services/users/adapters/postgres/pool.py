@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import asyncpg
 import structlog
@@ -28,6 +28,7 @@ _AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shut down, starting up, statement timeout
     asyncpg.InsufficientResourcesError,  # too many connections, disk full
+    asyncpg.TransactionRollbackError,  # a deadlock, of which one side is let go
     asyncpg.InternalClientError,  # a statement sent between the last word of a dying server and the end of the connection
 )
 
@@ -48,6 +49,29 @@ def translated() -> Iterator[None]:
         raise Unavailable("the store is not available", retry_after_s=RETRY_AFTER_S) from error
 
 
+class Statements(Protocol):
+    """Runs statements: each by itself (`Database`), or all as one transaction (`Transaction`)."""
+
+    async def rows(self, sql: str, *values: object) -> list[Any]:
+        """Return all rows of a statement; those that answer with many bound them by LIMIT."""
+
+    async def row(self, sql: str, *values: object) -> Any:
+        """Return the first row of a statement, None when there is none."""
+
+
+class Transaction:
+    """Runs statements on the connection of a transaction."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+
+    async def rows(self, sql: str, *values: object) -> list[Any]:
+        return list(await self._connection.fetch(sql, *values, timeout=statement_timeout_s()))
+
+    async def row(self, sql: str, *values: object) -> Any:
+        return await self._connection.fetchrow(sql, *values, timeout=statement_timeout_s())
+
+
 class Database:
     """Runs statements on a pooled connection, each within its own limit and the request's deadline."""
 
@@ -61,13 +85,17 @@ class Database:
             async with self._pool.acquire(timeout=bounded_s(context.deadline(), ACQUIRE_TIMEOUT_S)) as connection:
                 yield connection
 
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Begin a transaction that is stored when the block ends and rolled back when it raises. Raises as `connection` does."""
+        async with self.connection() as connection, connection.transaction():
+            yield Transaction(connection)
+
     async def rows(self, sql: str, *values: object) -> list[Any]:
-        """Return all rows of a statement; those that answer with many bound them by LIMIT."""
         async with self.connection() as connection:
             return list(await connection.fetch(sql, *values, timeout=statement_timeout_s()))
 
     async def row(self, sql: str, *values: object) -> Any:
-        """Return the first row of a statement, None when there is none."""
         async with self.connection() as connection:
             return await connection.fetchrow(sql, *values, timeout=statement_timeout_s())
 

@@ -1,19 +1,22 @@
 """Users in PostgreSQL: each write is one statement that stores the record, its credentials and its event, or nothing."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import asyncpg
+import orjson
 
 from services.users.adapters.postgres.audit import audit_json, audit_rows
+from services.users.adapters.postgres.idempotency import finish_rows, finish_values
 from services.users.adapters.postgres.listing import listed_of, statement_of
 from services.users.adapters.postgres.outbox import outbox_rows, outbox_values
-from services.users.adapters.postgres.pool import Database
+from services.users.adapters.postgres.pool import Statements
 from services.users.adapters.postgres.view import view_json
-from services.users.domain.ports import VersionChanged
+from services.users.domain.ports import ClaimLost, VersionChanged
 from services.users.domain.users import taken
 from services.users.model.listing import Listed, UserQuery
-from services.users.model.records import AuditEntry, Credentials, DeletedUser, Event, User
+from services.users.model.records import AddedUser, AuditEntry, Credentials, DeletedUser, Event, Finished, User
 from services.users.model.text import fold
 from shared.errors import Conflict, NotFound
 
@@ -28,7 +31,42 @@ WITH added AS (
 ), audited AS (
     {audit_rows("$14")}
 )
-INSERT INTO outbox (id, subject, payload) VALUES ($11, $12, $13)
+INSERT INTO outbox (id, subject, payload) VALUES ($11, $12, $13) RETURNING id
+"""  # noqa: S608 - constants only
+
+# The same where an answer is kept under an idempotency key: all of it, or nothing where another request has taken over.
+_ADD_FINISHED = f"""
+WITH fence AS (
+    {finish_rows(16)}
+), added AS (
+    INSERT INTO users (id, username, username_folded, email, full_name, role, version, created_at, updated_at, email_verified_at)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $15 FROM fence RETURNING id
+), secret AS (
+    INSERT INTO credentials (user_id, password_hash) SELECT id, $10 FROM added
+), audited AS (
+    {audit_rows("$14", when="added")}
+)
+INSERT INTO outbox (id, subject, payload) SELECT $11, $12, $13 FROM added RETURNING id
+"""  # noqa: S608 - constants only
+
+# In the order of names, so that two batches rarely wait for each other.
+_ADD_MANY = f"""
+WITH given AS (
+    SELECT * FROM jsonb_to_recordset($1::jsonb) AS each(place int, id uuid, username text, username_folded text, email text,
+        full_name text, role text, created_at timestamptz, password_hash text, event_id uuid, subject text, payload text)
+), added AS (
+    INSERT INTO users (id, username, username_folded, email, full_name, role, version, created_at, updated_at)
+    SELECT id, username, username_folded, email, full_name, role, 1, created_at, created_at FROM given ORDER BY username_folded, place
+    ON CONFLICT DO NOTHING RETURNING id
+), secret AS (
+    INSERT INTO credentials (user_id, password_hash) SELECT id, password_hash FROM given JOIN added USING (id)
+), audited AS (
+    {audit_rows("$2", of="added")}
+), told AS (
+    INSERT INTO outbox (id, subject, payload)
+    SELECT event_id, subject, convert_to(payload, 'UTF8') FROM given JOIN added USING (id) ORDER BY place
+)
+SELECT id FROM added
 """  # noqa: S608 - constants only
 
 # A NULL hash leaves the credentials alone. The events are stored when `changed` returns, so their numbers come after the row lock.
@@ -108,13 +146,21 @@ _READ_JSON = f"SELECT u.version, {view_json('u')} AS json FROM users u WHERE u.i
 class PostgresUsers:
     """The users of a database; a UserRepository."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Statements) -> None:
         self._db = database
 
-    async def add(self, user: User, password_hash: str, event: Event, *, audit: AuditEntry | None = None) -> None:
+    async def add(
+        self,
+        user: User,
+        password_hash: str,
+        event: Event,
+        *,
+        audit: AuditEntry | None = None,
+        finished: Finished | None = None,
+    ) -> None:
         try:
-            await self._db.rows(
-                _ADD,
+            added = await self._db.row(
+                _ADD if finished is None else _ADD_FINISHED,
                 user.id,
                 user.username,
                 fold(user.username),
@@ -130,9 +176,26 @@ class PostgresUsers:
                 event.payload,
                 audit_json(audit),
                 user.email_verified_at,
+                *(() if finished is None else finish_values(finished)),
             )
         except asyncpg.UniqueViolationError as error:
             raise _taken_of(error) from error
+        if added is None:
+            raise ClaimLost
+
+    async def add_many(self, new: Sequence[AddedUser]) -> Sequence[str]:
+        given = orjson.dumps([_given(place, each) for place, each in enumerate(new)]).decode()
+        rows = await self._db.rows(_ADD_MANY, given, audit_json(*(each.audit for each in new)))
+        added = {str(row["id"]) for row in rows}
+        refused = [each.user for each in new if each.user.id not in added]
+        names = {fold(user.username) for user in refused}
+        # Asked after the writing, so that it is seen what other items of the same batch took.
+        found = await self._db.rows("SELECT username_folded FROM users WHERE username_folded = ANY($1)", list(names))
+        taken_names = {row["username_folded"] for row in found}
+        return [
+            "" if user.id in added else "username" if fold(user.username) in taken_names else "email"
+            for user in (each.user for each in new)
+        ]
 
     async def get(self, user_id: str) -> User:
         found = await self._db.row(f"SELECT {COLUMNS} FROM users u WHERE u.id = $1", user_id)  # noqa: S608 - constants
@@ -268,6 +331,25 @@ def user_of(row: Any) -> User:
         updated_at=row["updated_at"],
         email_verified_at=row["email_verified_at"],
     )
+
+
+def _given(place: int, new: AddedUser) -> dict[str, object]:
+    """Return a user as `_ADD_MANY` takes it."""
+    user = new.user
+    return {
+        "place": place,
+        "id": user.id,
+        "username": user.username,
+        "username_folded": fold(user.username),
+        "email": user.email,
+        "full_name": user.full_name,
+        "role": user.role,
+        "created_at": user.created_at,
+        "password_hash": new.password_hash,
+        "event_id": new.event.id,
+        "subject": new.event.subject,
+        "payload": new.event.payload.decode(),
+    }
 
 
 def _taken_of(error: asyncpg.UniqueViolationError) -> Conflict:
