@@ -28,14 +28,23 @@ _SECRET_TEXT = re.compile(
     r"(?P<bearer>\bBearer\s+)[^\s\"',;]+"
     r"|\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
     r"|(?P<scheme>\b[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s@/]+@"
-    r"|(?P<query>[?&](?:token|ticket|access_token)=)[^&\s\"']+",
+    r"|(?P<query>[?&](?:token|ticket|access_token)=)[^&\s\"']+"
+    # Bounded, so that a long text without an @ costs no more than its length.
+    r"|(?P<email>(?<![\w.+%-])[\w.+%-]{1,64}(?:@|%40)[\w-]{1,63}(?:\.[\w-]{1,63}){1,8})",
 )
 MASK = "***"
 
 
 def mask(text: str) -> str:
-    """Return a text with bearer tokens, JWTs, URL passwords and token query values replaced by `***`."""
-    if "eyJ" not in text and "=" not in text and "://" not in text and "Bearer" not in text:
+    """Return a text with bearer tokens, JWTs, URL passwords and token values replaced by `***`, e-mail addresses by `mask_email`."""
+    if (
+        "eyJ" not in text
+        and "=" not in text
+        and "://" not in text
+        and "Bearer" not in text
+        and "@" not in text
+        and "%40" not in text
+    ):
         # One of these is in all that could be masked, and asking so costs a tenth of the pattern.
         return text
     return _SECRET_TEXT.sub(_masked, text)
@@ -48,7 +57,16 @@ def _masked(match: re.Match[str]) -> str:
         return f"{match['scheme']}:{MASK}@"
     if match["query"]:
         return f"{match['query']}{MASK}"
+    if match["email"]:
+        return mask_email(match["email"].replace("%40", "@"))
     return MASK
+
+
+def mask_email(email: str) -> str:
+    """Return an address that can be told from others but not written to: `a***@e***.com`."""
+    local, _, domain = email.rpartition("@")
+    name, dot, top = domain.rpartition(".")
+    return f"{local[:1]}***@{name[:1]}***{dot}{top}"
 
 
 @functools.lru_cache(maxsize=1024)

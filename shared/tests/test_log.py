@@ -201,3 +201,21 @@ async def test_probes_are_not_on_info_by_the_short_way(capfdbinary: pytest.Captu
 @given(st.text(alphabet="eyJ=:/?&Bearrtokn_.@ \n"))
 def test_the_quick_look_misses_nothing_that_the_pattern_masks(text: str) -> None:
     assert log.mask(text) == log._SECRET_TEXT.sub(log._masked, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("ada.lovelace+x@example.com", "a***@e***.com"),
+        ("no user ada@example.co.uk, said grace@navy.mil", "no user a***@e***.uk, said g***@n***.mil"),
+        ("/users?email=ada%40example.com&limit=5", "/users?email=a***@e***.com&limit=5"),
+        ("<ada@example.com>", "<a***@e***.com>"),
+        ("nats://127.0.0.1:4222 and @decorator and 3 @ 4", "nats://127.0.0.1:4222 and @decorator and 3 @ 4"),
+    ],
+)
+def test_email_addresses_are_masked_wherever_they_stand(text: str, masked: str) -> None:
+    assert log.mask(text) == masked
+
+
+def test_a_long_text_of_ats_and_dots_is_masked_in_time_of_its_length() -> None:
+    assert "@" in log.mask("@" * 4000 + "a." * 2000 + "@" + "b-" * 2000)

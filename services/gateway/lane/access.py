@@ -28,10 +28,11 @@ class AccessLog:
     def write(self, call: Call, route: str) -> None:
         """Note one call."""
         path = call.path
+        may_tell = len(path) > PATH_CHARS_MAX or "eyJ" in path or "@" in path or "%40" in path
         fields = {
             "event": "request",
             "method": call.method,
-            "path": mask(path[:PATH_CHARS_MAX]) if len(path) > PATH_CHARS_MAX or "eyJ" in path or "@" in path else path,
+            "path": mask(path[:PATH_CHARS_MAX]) if may_tell else path,
             "route": route,
             "status": call.status or NO_ANSWER,
             "duration_ms": int((call.ended_at - call.started_at) * 100_000) / 100,

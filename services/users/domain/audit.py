@@ -8,6 +8,7 @@ from services.users.domain.throttle import client_address
 from services.users.model.records import Actor, AuditEntry, User
 from shared import context
 from shared.ids import is_id
+from shared.log import mask_email
 
 SHOWN = ("username", "email", "full_name", "role", "version")
 """The fields of a user that an entry tells of."""
@@ -51,13 +52,6 @@ def differences(before: User, after: User, fields: Collection[str]) -> tuple[dic
     if "password" in fields:
         told[1]["password"] = "changed"  # noqa: S105 - a word, no password
     return told
-
-
-def mask_email(email: str) -> str:
-    """Return an address that can be told from others but not written to: `a***@e***.com`."""
-    local, _, domain = email.rpartition("@")
-    name, dot, top = domain.rpartition(".")
-    return f"{local[:1]}***@{name[:1]}***{dot}{top}"
 
 
 def mask_text(text: str) -> str:

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from services.users.domain.audit import differences, entry_of, mask_email, shown
+from services.users.domain.audit import differences, entry_of, shown
 from services.users.model.records import Actor
 from shared import context
 from shared.ids import new_id
+from shared.log import mask_email
 
 
 @pytest.mark.parametrize(
