@@ -81,7 +81,7 @@ def create(settings: UsersSettings) -> Application:
 
     return build(
         settings,
-        routers=guarded([batch.router, users.router, reads.router, auth.router, sessions.router, audit.router]),
+        routers=guarded([users.router, batch.router, reads.router, auth.router, sessions.router, audit.router]),
         resources=_resources,
         title="Roundhouse users",
         wrap=wrap,

@@ -12,7 +12,16 @@ from services.users.model.view import user_json
 from services.users.routes.guard import GuardedRoute
 from services.users.routes.keyed import KEY_PARAMETER, answer_once
 from services.users.routes.listing import page_json, user_query
-from services.users.routes.parts import SHOWN_SCHEME, AdminWriter, Parts, Writer, maybe_actor
+from services.users.routes.parts import (
+    SHOWN_SCHEME,
+    SHOWN_SECURITY,
+    AdminWriter,
+    Parts,
+    Writer,
+    maybe_actor,
+    open_parts,
+)
+from services.users.routes.query import read_query, shown_query
 from services.users.routes.respond import (
     NO_STORE,
     problems,
@@ -39,7 +48,8 @@ IfMatch = Annotated[str | None, Header(description='Change only this version, su
     openapi_extra={"parameters": [KEY_PARAMETER]},
     summary="Register",
 )
-async def register(request: Request, body: NewUser, parts: Parts) -> Response:
+async def register(request: Request, body: NewUser) -> Response:
+    parts = open_parts(request)
     actor = await maybe_actor(request)
 
     async def work(claim: IdempotencyClaim | None) -> Answer:
@@ -62,10 +72,11 @@ def _created(user: User) -> Answer:
     "/users",
     response_model=UserPage,
     responses=problems(401, 403, 422, 503),
-    dependencies=[SHOWN_SCHEME],
+    openapi_extra={"parameters": shown_query(ListQuery), "security": SHOWN_SECURITY},
     summary="List users (admins)",
 )
-async def list_users(query: Annotated[ListQuery, Query()], parts: Parts) -> Response:
+async def list_users(request: Request) -> Response:
+    parts, query = open_parts(request), read_query(request, ListQuery)
     found = await parts.users.list(user_query(query, parts.cursors))
     return Response(page_json(found, query, parts.cursors), headers=NO_STORE, media_type="application/json")
 
