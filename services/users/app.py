@@ -36,7 +36,7 @@ from services.users.domain.users import UserService
 from services.users.domain.watched import WatchedUsers
 from services.users.model.records import Event
 from services.users.model.text import normalise_email, normalise_password
-from services.users.routes import audit, auth, batch, reads, sessions, users
+from services.users.routes import audit, auth, batch, collection, reads, sessions, users
 from services.users.routes.cursors import Cursors
 from services.users.routes.guard import guarded
 from services.users.settings import UsersSettings
@@ -77,7 +77,8 @@ def create(settings: UsersSettings) -> Application:
 
     def wrap(app: ASGIApp) -> ASGIApp:
         assert isinstance(app, FastAPI)
-        return reads.HotReads(app, app.state, traces=bool(settings.otlp_endpoint))
+        traces = bool(settings.otlp_endpoint)
+        return reads.HotReads(collection.HotCollection(app, app.state, traces=traces), app.state, traces=traces)
 
     return build(
         settings,

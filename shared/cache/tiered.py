@@ -200,11 +200,12 @@ class TieredCache:
     # Changing.
 
     async def changed(
-        self, key: str, version: int = 0, *, value: bytes | None = None, tags: Sequence[str] = ()
+        self, key: str, version: int = 0, *, value: bytes | None = None, tags: Sequence[str] = (), is_told: bool = True
     ) -> None:
         """Say that what is under a key has changed, after it was stored: its version now, and its value where it is at hand.
 
-        From here on nothing older is answered by this replica, and soon by none. Raises nothing for a bus or Redis that is away.
+        From here on nothing older is answered by this replica, and soon by none. Others need not be told of a key that is new.
+        Raises nothing for a bus or Redis that is away.
         """
         self._apply_key(key, version)
         if value is not None:
@@ -212,7 +213,8 @@ class TieredCache:
             if known is not None and known.version <= version:
                 marks = self._marks([*tags, *patterns_of(key)])
                 self._store.keep(key, self._entry(Loaded(value, version), marks, self._clock(), None))
-        await self._tell({key: version})
+        if is_told:
+            await self._tell({key: version})
 
     async def changed_all(self, versions_by_key: Mapping[str, int]) -> None:
         """Say so of many keys at once."""

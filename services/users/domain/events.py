@@ -13,6 +13,7 @@ from shared.revocation import Revocation
 
 USER_EVENTS = "evt.users.user."
 DELETED = "evt.users.user.deleted.v1"
+CREATED = "evt.users.user.created.v1"
 SOURCE = "/users"
 """A URI reference, as CloudEvents asks for; the gateway's address differs by fleet."""
 
@@ -61,7 +62,7 @@ def versions_told(events: Sequence[Event]) -> dict[str, int]:
     """Return, by user, the version below which nothing is current any more according to these events."""
     found: dict[str, int] = {}
     for event in events:
-        if event.subject.startswith(USER_EVENTS):
+        if event.subject.startswith(USER_EVENTS) and event.subject != CREATED:
             data = orjson.loads(event.payload)["data"]
             # What was deleted is not current at its last version either.
             version = data["version"] + (event.subject == DELETED)

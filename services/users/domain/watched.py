@@ -20,6 +20,10 @@ class WatchedUsers:
     async def _changed(self, user: User) -> None:
         await self._cache.changed(user.id, user.version, value=user_json(user))
 
+    async def _made(self, user: User) -> None:
+        # Nobody can have asked for an id before it was made: no other replica holds anything of it.
+        await self._cache.changed(user.id, user.version, value=user_json(user), is_told=False)
+
     # Changes.
 
     async def add(
@@ -32,13 +36,13 @@ class WatchedUsers:
         finished: Finished | None = None,
     ) -> None:
         await self._users.add(user, password_hash, event, audit=audit, finished=finished)
-        await self._changed(user)
+        await self._made(user)
 
     async def add_many(self, new: Sequence[AddedUser]) -> Sequence[str]:
         fields = await self._users.add_many(new)
         for each, field in zip(new, fields, strict=True):
             if not field:
-                await self._changed(each.user)
+                await self._made(each.user)
         return fields
 
     async def replace(

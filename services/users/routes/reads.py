@@ -101,7 +101,7 @@ class HotReads:
             and len(scope["path"]) == _PATH_CHARS
             and scope["path"].startswith(PREFIX)
             and not scope["query_string"]
-            and not (self._traces and _is_sampled())
+            and not (self._traces and is_exported())
         ):
             await self._read(scope, send)
         else:
@@ -142,6 +142,7 @@ class HotReads:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-def _is_sampled() -> bool:
+def is_exported() -> bool:
+    """Tell whether the trace of the request being served is sampled, and its span to be exported where spans are."""
     request = context.current()
     return request is not None and request.traceparent[-1:] in _SAMPLED
