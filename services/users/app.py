@@ -231,7 +231,8 @@ def _cleaner(settings: UsersSettings, store: Store, users: UserService) -> Clean
             "deleted users": partial(users.purge_old, kept=timedelta(days=settings.deleted_kept_days)),
             "audit": lambda limit: store.audit.remove_before(datetime.now(UTC) - audit_kept, limit=limit),
             "idempotency keys": lambda limit: store.idempotency.remove_expired(datetime.now(UTC), limit=limit),
-        }
+        },
+        every_s=settings.cleaning_every_s,
     )
 
 

@@ -40,6 +40,9 @@ class UsersSettings(Settings):
     failed_logins_window_s: float = Field(600, ge=1)
 
     deleted_kept_days: float = Field(30, gt=0, le=3650, description="a deleted user can be restored so long")
+    cleaning_every_s: float = Field(
+        300, ge=0.01, description="between two rounds of forgetting what is over, on average"
+    )
     audit_kept_days: float = Field(365, gt=0, le=36500, description="of the audit log")
 
     account_failures_max: int = Field(10, ge=1, description="failed log-ins of one account until it is locked")

@@ -11,8 +11,6 @@ from shared.errors import Unavailable
 BATCH = 500
 """Rows a statement forgets, so that none holds its locks for long."""
 
-EVERY_S = 300.0
-
 Forget = Callable[[int], Awaitable[int]]
 """Forget at most so many records that are over; return how many those were."""
 
@@ -20,7 +18,7 @@ Forget = Callable[[int], Awaitable[int]]
 class Cleaner:
     """Runs each job of forgetting until it finds nothing more, again and again; replicas may do so at the same time."""
 
-    def __init__(self, jobs: Mapping[str, Forget], *, every_s: float = EVERY_S) -> None:
+    def __init__(self, jobs: Mapping[str, Forget], *, every_s: float) -> None:
         self._jobs = jobs
         self._every_s = every_s
         self._log = structlog.get_logger()

@@ -18,7 +18,7 @@ async def test_each_job_runs_until_nothing_is_left():
 
         return forget
 
-    await Cleaner({"a": job("a"), "b": job("b")}).clean()
+    await Cleaner({"a": job("a"), "b": job("b")}, every_s=1).clean()
 
     assert left == {"a": 0, "b": 0}
     assert set(limits) == {BATCH}

@@ -352,3 +352,21 @@ async def test_the_whole_story_on_postgres(make_settings, api_of, postgres_url):
         assert (await two.get("/auth/me", headers=bearer)).status_code == 401
         assert (await one.get(f"/users/{new_id()}", headers=await api_of(one).admin())).status_code == 404
         assert (await one.get("/ready")).json() == {"state": "ready", "checks": {"postgres": "ok"}}
+
+
+async def test_what_is_over_is_forgotten_while_the_service_runs(make_settings, api_of):
+    day_s = 24 * 3600
+    settings = make_settings(cleaning_every_s=0.01, deleted_kept_days=0.2 / day_s, audit_kept_days=0.2 / day_s)
+    async with running(create(settings)) as client:
+        api = api_of(client)
+        user = await api.register("ada")
+        admin = await api.admin()
+        await client.delete(f"/users/{user['id']}", headers=admin)
+
+        async with asyncio.timeout(10):
+            while (await client.get("/users?deleted=true", headers=admin)).json()["items"]:
+                await asyncio.sleep(0.01)
+            while (await client.get("/audit", headers=admin)).json()["items"]:
+                await asyncio.sleep(0.01)
+
+        assert (await client.post(f"/users/{user['id']}/restore", headers=admin)).status_code == 404

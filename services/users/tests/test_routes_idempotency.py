@@ -9,6 +9,8 @@ from pydantic import SecretStr
 
 from services.users.app import create
 from services.users.domain import idempotency as idempotency_module
+from services.users.domain.watched import WatchedUsers
+from shared.errors import Unavailable
 from shared.testing.client import running
 
 ADA = {"username": "ada", "email": "ada@example.com", "password": "correct horse"}
@@ -107,6 +109,24 @@ async def test_a_request_that_died_is_taken_over_after_its_lease(client, api, mo
 
     monkeypatch.setattr(idempotency_module, "LEASE", timedelta(0))
     assert (await client.post("/users", json=ADA, headers=KEY)).status_code == 201
+
+
+async def test_an_answer_that_was_lost_on_its_way_is_given_again(client, api, monkeypatch):
+    """The user was stored, and whoever asked was told otherwise: the key says what became of it."""
+    add = WatchedUsers.add
+
+    async def add_and_lose(self, *args, **values):
+        await add(self, *args, **values)
+        raise Unavailable
+
+    with monkeypatch.context() as losing:
+        losing.setattr(WatchedUsers, "add", add_and_lose)
+        assert (await client.post("/users", json=ADA, headers=KEY)).status_code == 503
+    again = await client.post("/users", json=ADA, headers=KEY)
+
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (201, "true")
+    assert (await client.get(again.headers["location"], headers=await api.bearer("ada"))).json() == again.json()
+    assert await count(client, api) == 2
 
 
 async def test_nothing_that_is_kept_tells_the_password(make_settings, postgres_url):
