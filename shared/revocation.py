@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 from shared.bus.base import Bus, BusUnavailable, Message
 from shared.ids import is_id, made_at
 from shared.tasks import Supervisor
-from shared.tokens import LEEWAY_S, TOKEN_LASTS_S_MAX, Identity
+from shared.tokens import LEEWAY_S, TOKEN_LASTS_S_MAX, Identity, TokenVerifier
 
 REVOKED_MAX = 100_000
 LOG = "EVT"
@@ -127,20 +127,21 @@ class RevokedTokens:
 
 
 class RevocationFeed:
-    """Keeps a set of revoked tokens up to date; `issuer` is the service that ends sessions.
+    """Keeps a set of revoked tokens up to date; `issuer` is the service that ends sessions and has the keys.
 
-    While the bus is away tokens go on being verified, which is logged once.
+    `on_keys_changed` is called when that service has other keys than before. While the bus is away tokens go on being verified, which
+    is logged once.
     """
 
-    def __init__(
-        self, revoked: RevokedTokens, open_bus: Callable[[], AbstractAsyncContextManager[Bus]], *, issuer: str
-    ) -> None:
-        self.revoked = revoked
+    def __init__(self, open_bus: Callable[[], AbstractAsyncContextManager[Bus]], *, issuer: str) -> None:
+        self.revoked = RevokedTokens()
+        self.on_keys_changed: list[Callable[[], None]] = []
         self.tried = asyncio.Event()
         """Set once the log has been asked for the first time, whatever it said."""
         self._open_bus = open_bus
         self._event_subject = f"evt.{issuer}.session.ended.v1"
         self._control_subject = f"ctl.{issuer}.revoked"
+        self._keys_subject = f"ctl.{issuer}.keys"
         self._bus: Bus | None = None
         self._failing = False
         self._lacks_log = False
@@ -148,9 +149,16 @@ class RevocationFeed:
     async def announce(self, document: bytes) -> None:
         """Revoke here at once and tell all services that listen; whom that does not reach learns of it by the log."""
         self.revoked.add(Revocation.of_event(document))
+        await self._publish(self._control_subject, document)
+
+    async def announce_keys(self) -> None:
+        """Have all services that listen look at the issuer's keys again; the others do so by themselves in minutes."""
+        await self._publish(self._keys_subject, b"")
+
+    async def _publish(self, subject: str, document: bytes) -> None:
         if self._bus is not None:
             with suppress(BusUnavailable):
-                await self._bus.publish(self._control_subject, document)
+                await self._bus.publish(subject, document)
 
     async def run(self) -> None:
         """Follow for ever; a service runs it as a background task."""
@@ -167,7 +175,11 @@ class RevocationFeed:
 
     async def _follow(self, bus: Bus) -> None:
         # First listen, then read: what is stored meanwhile comes twice rather than never.
-        heard = [await bus.subscribe(subject, self._take) for subject in (self._control_subject, self._event_subject)]
+        heard = [
+            await bus.subscribe(self._control_subject, self._take),
+            await bus.subscribe(self._event_subject, self._take),
+            await bus.subscribe(self._keys_subject, self._look_at_keys),
+        ]
         self._bus = bus
         known: tuple[int, int] | None = None
         try:
@@ -211,6 +223,10 @@ class RevocationFeed:
             # Not the error's text: it shows what was sent.
             _log.warning("revocation_unreadable", subject=message.subject, reason=type(error).__name__)
 
+    async def _look_at_keys(self, _: Message) -> None:
+        for look in self.on_keys_changed:
+            look()
+
     def _note(self, failing: str) -> None:
         if failing and not self._failing:
             _log.warning("revocations_not_followed", reason=failing[:200])
@@ -221,13 +237,15 @@ class RevocationFeed:
 
 async def follow(
     tasks: Supervisor,
-    revoked: RevokedTokens,
+    verifier: TokenVerifier,
     open_bus: Callable[[], AbstractAsyncContextManager[Bus]],
     *,
     issuer: str,
 ) -> RevocationFeed:
-    """Begin to follow what an issuer revokes; returns when that was read once, or after a second without a bus."""
-    feed = RevocationFeed(revoked, open_bus, issuer=issuer)
+    """Have a verifier follow what its issuer revokes; returns when that was read once, or after a second without a bus."""
+    feed = RevocationFeed(open_bus, issuer=issuer)
+    feed.on_keys_changed.append(verifier.renew)
+    verifier.revoked = feed.revoked
     tasks.start("revocations", feed.run)
     with suppress(TimeoutError):
         async with asyncio.timeout(FIRST_WAIT_S):

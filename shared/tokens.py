@@ -84,6 +84,11 @@ class TokenVerifier:
             return None
         return found
 
+    def renew(self) -> None:
+        """Forget what was verified, and ask for the keys again before the next token is: one of them may be taken back."""
+        self._verified.clear()
+        self._fetched_at = self._tried_at = -1e9
+
     async def verify(self, token: str) -> Identity:
         """Return who the token stands for. Raises Unauthorized; Unavailable when no key could be fetched yet."""
         found = self.remembered(token)
@@ -135,6 +140,9 @@ class TokenVerifier:
                 # Old keys go on serving: the issuer being away must not sign anybody out.
                 self._log.warning("keys_not_fetched", reason=f"{type(error).__name__}: {error}"[:300])
                 return
+            if self._keys.keys() - keys.keys():
+                # Tokens of a key that is no more are not to be remembered as good.
+                self._verified.clear()
             self._keys = keys
             self._fetched_at = now
 

@@ -13,7 +13,7 @@ from shared import http
 from shared.app import Application, Opened, Runtime, build
 from shared.bus.connect import connected
 from shared.endpoints import Endpoints
-from shared.revocation import RevokedTokens, follow
+from shared.revocation import follow
 from shared.tokens import KeySource, TokenVerifier
 
 FIRST_CHILD_TIMEOUT_S = 5.0
@@ -30,7 +30,6 @@ def create(settings: ComputeSettings, *, keys: KeySource | None = None) -> Appli
         metrics.show(pool)
         threads = ThreadPool(threads=settings.threads)
         endpoints = Endpoints(settings.endpoints)
-        revoked = RevokedTokens()
         nats_url = settings.nats_url.get_secret_value()
 
         async def has_live_child() -> None:
@@ -43,12 +42,13 @@ def create(settings: ComputeSettings, *, keys: KeySource | None = None) -> Appli
                 await endpoints.refresh()
                 runtime.tasks.start("endpoints", endpoints.watch)
                 pool.start()
+                verifier = TokenVerifier(source)
                 await follow(
-                    runtime.tasks, revoked, lambda: connected(nats_url, name=settings.replica_name), issuer="users"
+                    runtime.tasks, verifier, lambda: connected(nats_url, name=settings.replica_name), issuer="users"
                 )
                 await pool.started(timeout_s=FIRST_CHILD_TIMEOUT_S)
                 yield Opened(
-                    Parts(TokenVerifier(source, revoked), pool, threads, settings.job_timeout_s),
+                    Parts(verifier, pool, threads, settings.job_timeout_s),
                     {"pool": has_live_child},
                 )
             finally:

@@ -46,7 +46,7 @@ from shared.app import Application, Opened, Runtime, build
 from shared.bus.connect import connected
 from shared.endpoints import Address, Endpoints
 from shared.http import JwksOverHttp, get_json, open_client
-from shared.revocation import RevokedTokens, follow
+from shared.revocation import follow
 from shared.serve import open_sockets, read, run
 from shared.settings import load
 from shared.tokens import TokenVerifier
@@ -62,7 +62,6 @@ class Parts:
 
     endpoints: Endpoints
     verifier: TokenVerifier
-    revoked: RevokedTokens
     pool: Pool
     upstreams: Upstreams
     sweeper: Sweeper
@@ -151,7 +150,7 @@ async def _open(
         nats_url = settings.nats_url.get_secret_value()
         await follow(
             runtime.tasks,
-            parts.revoked,
+            parts.verifier,
             lambda: connected(nats_url, name=settings.replica_name),
             issuer=ISSUER_SERVICE,
         )
@@ -178,11 +177,9 @@ def _parts(settings: GatewaySettings, client: httpx2.AsyncClient, siblings: Sibl
     upstreams = Upstreams(endpoints)
     limiter = Limiter(open_quota_store(settings.redis_url.get_secret_value()))
     websockets = WebSocketProxy(upstreams)
-    revoked = RevokedTokens()
     return Parts(
         endpoints=endpoints,
-        verifier=TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH), revoked),
-        revoked=revoked,
+        verifier=TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH)),
         pool=pool,
         upstreams=upstreams,
         sweeper=sweeper,

@@ -22,7 +22,7 @@ from shared.app import Application, Opened, Runtime, build
 from shared.bus.connect import connected
 from shared.cache.connect import connect as connect_cache
 from shared.endpoints import Endpoints
-from shared.revocation import RevokedTokens, follow
+from shared.revocation import follow
 from shared.tokens import KeySource, TokenVerifier
 
 
@@ -56,12 +56,12 @@ def create(settings: HealthSettings, *, keys: KeySource | None = None) -> Applic
             endpoints.on_change.append(rounds.wake)
             runtime.tasks.start("probes", rounds.run)
             source = keys or http.JwksOverHttp(calls, endpoints, "users", "/.well-known/jwks.json")
-            revoked = RevokedTokens()
+            verifier = TokenVerifier(source)
             nats_url = settings.nats_url.get_secret_value() if settings.nats_url else "memory://"
             await follow(
-                runtime.tasks, revoked, lambda: connected(nats_url, name=settings.replica_name), issuer="users"
+                runtime.tasks, verifier, lambda: connected(nats_url, name=settings.replica_name), issuer="users"
             )
-            yield Opened(Parts(TokenVerifier(source, revoked), known, is_open=not settings.is_production))
+            yield Opened(Parts(verifier, known, is_open=not settings.is_production))
 
     return build(settings, routers=[router], resources=resources, title="Health")
 

@@ -20,7 +20,7 @@ from shared.bus.base import Bus
 from shared.bus.connect import connect
 from shared.endpoints import Endpoints
 from shared.http import JwksOverHttp, open_client
-from shared.revocation import RevokedTokens, follow
+from shared.revocation import follow
 from shared.tokens import LEEWAY_S, KeySource, TokenVerifier
 
 PING_TIMEOUT_S = 0.9
@@ -42,12 +42,12 @@ def create(settings: RealtimeSettings, *, keys: KeySource | None = None) -> Appl
             for subscription in await consumers.subscribe(bus, EventBus(bus, source="/realtime"), hub):
                 stack.push_async_callback(subscription.stop)
             _start_work(hub, settings, runtime)
-            revoked = RevokedTokens()
-            revoked.on_added.append(hub.revoke)
-            await follow(runtime.tasks, revoked, lambda: nullcontext(bus), issuer="users")
+            verifier = TokenVerifier(source)
+            feed = await follow(runtime.tasks, verifier, lambda: nullcontext(bus), issuer="users")
+            feed.revoked.on_added.append(hub.revoke)
             parts = Parts(
                 hub=hub,
-                verifier=TokenVerifier(source, revoked),
+                verifier=verifier,
                 readiness=runtime.readiness,
                 replica=secrets.token_hex(4),
                 heartbeat_s=settings.heartbeat_s,

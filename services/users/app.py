@@ -25,6 +25,7 @@ from services.users.domain.cleaning import Cleaner
 from services.users.domain.counters import Counters
 from services.users.domain.events import versions_told
 from services.users.domain.idempotency import Idempotency
+from services.users.domain.keys import KeyPolicy, KeyRotation
 from services.users.domain.lockout import AccountLocks
 from services.users.domain.ports import AuditLog
 from services.users.domain.reads import AWAY, UserReads
@@ -34,9 +35,9 @@ from services.users.domain.strength import PasswordStrength
 from services.users.domain.throttle import FailedLogins
 from services.users.domain.users import UserService
 from services.users.domain.watched import WatchedUsers
-from services.users.model.records import Event
+from services.users.model.records import Event, StoredKey
 from services.users.model.text import normalise_email, normalise_password
-from services.users.routes import audit, auth, batch, collection, reads, sessions, users
+from services.users.routes import audit, auth, batch, collection, keys, reads, sessions, users
 from services.users.routes.cursors import Cursors
 from services.users.routes.guard import guarded
 from services.users.settings import UsersSettings
@@ -49,8 +50,14 @@ from shared.cache.connect import connect as connect_cache
 from shared.cache.entries import CacheConfig
 from shared.cache.tiered import TieredCache
 from shared.errors import Conflict
-from shared.revocation import RevokedTokens, follow
-from shared.tokens import TokenVerifier
+from shared.revocation import RevocationFeed, follow
+from shared.tokens import LEEWAY_S, TokenVerifier
+
+JWKS_MAX_AGE_S = 300
+"""So long others may keep the public keys; a key is published for no less before it signs."""
+
+KEY_MARGIN_S = 60.0
+"""More time for a retired key: a replica may sign with it a little longer than the one that retired it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ class Parts:
     auth: AuthService
     sessions: SessionService
     keys: SigningKeys
+    rotation: KeyRotation
     batches: BatchService
     idempotency: Idempotency
     audit: AuditLog
@@ -82,7 +90,7 @@ def create(settings: UsersSettings) -> Application:
 
     return build(
         settings,
-        routers=guarded([users.router, batch.router, reads.router, auth.router, sessions.router, audit.router]),
+        routers=guarded([module.router for module in (users, batch, reads, auth, sessions, keys, audit)]),
         resources=_resources,
         title="Roundhouse users",
         wrap=wrap,
@@ -100,12 +108,18 @@ async def _resources(settings: UsersSettings, runtime: Runtime) -> AsyncIterator
             )
         )
         seal = _seal(settings)
-        keys = await SigningKeys.load(store.keys, seal, lasts_s=settings.access_token_lasts_s)
-        yield await _assemble(settings, runtime, store, keys, await asyncio.to_thread(successor_key, seal), stack)
+        lasts_s, max_age_s = settings.access_token_lasts_s, min(JWKS_MAX_AGE_S, int(settings.key_ahead_s))
+        signing = await SigningKeys.load(store.keys, seal, lasts_s=lasts_s, max_age_s=max_age_s)
+        yield await _assemble(settings, runtime, store, signing, await asyncio.to_thread(successor_key, seal), stack)
 
 
 async def _assemble(
-    settings: UsersSettings, runtime: Runtime, store: Store, keys: SigningKeys, successors: bytes, stack: AsyncExitStack
+    settings: UsersSettings,
+    runtime: Runtime,
+    store: Store,
+    signing: SigningKeys,
+    successors: bytes,
+    stack: AsyncExitStack,
 ) -> Opened[Parts]:
     cache = connect_cache(settings.redis_url.get_secret_value())
     stack.push_async_callback(cache.close)
@@ -121,8 +135,8 @@ async def _assemble(
     stack.callback(records.close)
     store = replace(store, users=WatchedUsers(store.users, records))
     relay = OutboxRelay(store.outbox, bus, tally=tally, relayed=_teller(records))
-    revoked = RevokedTokens()
-    endings = await _endings(settings, runtime, relay, revoked)
+    verifier = TokenVerifier(signing)
+    endings, feed = await _follow(settings, runtime, relay, verifier)
     strength = PasswordStrength(GuessEstimate(settings.password_score_min))
     user_service = UserService(
         store.users,
@@ -134,7 +148,7 @@ async def _assemble(
         requires_match=settings.require_if_match,
     )
     session_service = SessionService(
-        store.sessions, keys, endings, successor_key=successors, lasts_s=settings.session_lasts_s
+        store.sessions, signing, endings, successor_key=successors, lasts_s=settings.session_lasts_s
     )
     counters = Counters(cache)
     stack.push_async_callback(counters.close)
@@ -150,25 +164,54 @@ async def _assemble(
         sessions=session_service,
         batches=BatchService(store.unit, passwords, strength=strength, tally=tally, announce=relay.wake),
         idempotency=Idempotency(store.idempotency, secret=derived_key(_seal(settings), "idempotency")),
-        keys=keys,
+        keys=signing,
+        rotation=_rotation(settings, runtime, store, signing, verifier, feed),
         audit=store.audit,
         cursors=Cursors(derived_key(_seal(settings), "cursors")),
         origins=settings.origin_names,
-        verifier=TokenVerifier(keys, revoked),
+        verifier=verifier,
         store=store,
     )
     return Opened(parts, {"postgres": store.ping})
 
 
-async def _endings(settings: UsersSettings, runtime: Runtime, relay: OutboxRelay, revoked: RevokedTokens) -> Endings:
+async def _follow(
+    settings: UsersSettings, runtime: Runtime, relay: OutboxRelay, verifier: TokenVerifier
+) -> tuple[Endings, RevocationFeed]:
+    """Return how sessions end for every service, and what this one hears of those that end at other replicas."""
     nats_url = settings.nats_url.get_secret_value()
-    feed = await follow(runtime.tasks, revoked, lambda: connected(nats_url, name=settings.replica_name), issuer="users")
+    name = settings.replica_name
+    feed = await follow(runtime.tasks, verifier, lambda: connected(nats_url, name=name), issuer="users")
 
     async def tell(event: Event) -> None:
         relay.wake()
         await feed.announce(event.payload)
 
-    return Endings(token_lasts_s=settings.access_token_lasts_s, tell=tell)
+    return Endings(token_lasts_s=settings.access_token_lasts_s, tell=tell), feed
+
+
+def _rotation(
+    settings: UsersSettings,
+    runtime: Runtime,
+    store: Store,
+    signing: SigningKeys,
+    verifier: TokenVerifier,
+    feed: RevocationFeed,
+) -> KeyRotation:
+    policy = KeyPolicy(
+        lasts=timedelta(days=settings.key_lasts_days),
+        ahead=timedelta(seconds=settings.key_ahead_s),
+        kept=timedelta(seconds=settings.access_token_lasts_s + LEEWAY_S + KEY_MARGIN_S),
+    )
+
+    async def changed(found: Sequence[StoredKey]) -> None:
+        if await signing.take(found):
+            verifier.renew()
+
+    rotation = KeyRotation(store.keys, policy, make=signing.make, changed=changed, tell=feed.announce_keys)
+    feed.on_keys_changed.append(rotation.wake)
+    runtime.tasks.start("keys", rotation.run)
+    return rotation
 
 
 def _open_passwords(settings: UsersSettings, runtime: Runtime, stack: AsyncExitStack) -> Argon2Passwords:

@@ -32,6 +32,8 @@ class UsersSettings(Settings):
 
     require_if_match: bool = Field(False, description="changes without If-Match are 428")
     access_token_lasts_s: int = Field(600, ge=10, le=3600)
+    key_lasts_days: float = Field(30, gt=0, le=3650, description="a signing key signs so long, then the next one does")
+    key_ahead_s: float = Field(300, ge=1, le=86_400, description="a key is published so long before it signs")
     session_lasts_s: float = Field(30 * 24 * 3600, ge=60, description="from the log-in; refreshing does not extend it")
     origins: str = Field(
         "", description="foreign origins whose pages may use the refresh cookie, comma-separated, as for the gateway"

@@ -191,8 +191,8 @@ async def buses(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Bus, Bus]
 async def test_a_push_reaches_the_other_services(buses: tuple[Bus, Bus]) -> None:
     here, there = buses
     async with Supervisor() as mine, Supervisor() as theirs:
-        issuer = await follow(mine, RevokedTokens(), lambda: nullcontext(here), issuer="users")
-        service = await follow(theirs, RevokedTokens(), lambda: nullcontext(there), issuer="users")
+        issuer = await follow(mine, TokenVerifier(TokenMint()), lambda: nullcontext(here), issuer="users")
+        service = await follow(theirs, TokenVerifier(TokenMint()), lambda: nullcontext(there), issuer="users")
         token = identity()
 
         await issuer.announce(event_of(ended(token.subject, token.session_id)))
@@ -209,7 +209,7 @@ async def test_what_was_stored_before_a_start_is_read_from_the_log(buses: tuple[
         await here.append(EVENT, event_of(ended(token.subject, token.session_id)))
 
     async with Supervisor() as tasks:
-        service = await follow(tasks, RevokedTokens(), lambda: nullcontext(there), issuer="users")
+        service = await follow(tasks, TokenVerifier(TokenMint()), lambda: nullcontext(there), issuer="users")
 
         assert all(service.revoked.covers(token) for token in tokens)
 
@@ -217,7 +217,7 @@ async def test_what_was_stored_before_a_start_is_read_from_the_log(buses: tuple[
 async def test_a_stored_end_is_heard_without_the_push(buses: tuple[Bus, Bus]) -> None:
     here, there = buses
     async with Supervisor() as tasks:
-        service = await follow(tasks, RevokedTokens(), lambda: nullcontext(there), issuer="users")
+        service = await follow(tasks, TokenVerifier(TokenMint()), lambda: nullcontext(there), issuer="users")
         token = identity()
         await here.append(EVENT, event_of(ended(token.subject, token.session_id)))
 
@@ -229,7 +229,7 @@ async def test_after_an_outage_what_was_missed_is_read() -> None:
     bus, other = MemoryBus(broker), MemoryBus(broker)
     await other.ensure_log(EVT)
     async with Supervisor() as tasks:
-        service = await follow(tasks, RevokedTokens(), lambda: nullcontext(bus), issuer="users")
+        service = await follow(tasks, TokenVerifier(TokenMint()), lambda: nullcontext(bus), issuer="users")
         token = identity()
         broker.logs["EVT"].append(EVENT, event_of(ended(token.subject, token.session_id)), {}, "")
         broker.available = False
@@ -250,7 +250,7 @@ async def test_without_a_bus_a_service_starts_and_follows_once_it_is_there(monke
     token = identity()
     await other.append(EVENT, event_of(ended(token.subject, token.session_id)))
     async with Supervisor() as tasks:
-        service = await follow(tasks, RevokedTokens(), away, issuer="users")
+        service = await follow(tasks, TokenVerifier(TokenMint()), away, issuer="users")
         await service.announce(event_of(ended("someone", "else")))
         assert service.tried.is_set()
         assert not service.revoked.covers(token)
@@ -268,7 +268,7 @@ async def test_a_log_of_several_pages_is_read_whole(monkeypatch: pytest.MonkeyPa
     for token in tokens:
         await bus.append(EVENT, event_of(ended(token.subject, token.session_id)))
     async with Supervisor() as tasks:
-        service = await follow(tasks, RevokedTokens(), lambda: nullcontext(bus), issuer="users")
+        service = await follow(tasks, TokenVerifier(TokenMint()), lambda: nullcontext(bus), issuer="users")
 
     assert all(service.revoked.covers(token) for token in tokens)
 
@@ -279,7 +279,9 @@ async def test_before_the_first_event_there_is_no_log_and_nothing_to_wait_for(
     monkeypatch.setattr("shared.revocation.RETRY_S", 0.01)
     broker = Broker()
     async with Supervisor() as tasks:
-        service = await follow(tasks, RevokedTokens(), lambda: nullcontext(MemoryBus(broker)), issuer="users")
+        service = await follow(
+            tasks, TokenVerifier(TokenMint()), lambda: nullcontext(MemoryBus(broker)), issuer="users"
+        )
         assert service.tried.is_set()
         other = MemoryBus(broker)
         await other.ensure_log(EVT)

@@ -8,14 +8,21 @@ from typing import Protocol
 
 from starlette.requests import HTTPConnection
 
-from services.users.adapters.keys import KeyStore
 from services.users.adapters.memory import MemoryKeys, MemoryOutbox
 from services.users.adapters.memory_audit import MemoryAudit
 from services.users.adapters.memory_database import MemoryDatabase
 from services.users.adapters.memory_idempotency import MemoryIdempotency
 from services.users.adapters.memory_sessions import MemorySessions
 from services.users.adapters.memory_users import MemoryUsers
-from services.users.domain.ports import AuditLog, IdempotencyStore, Outbox, SessionRepository, Unit, UserRepository
+from services.users.domain.ports import (
+    AuditLog,
+    IdempotencyStore,
+    KeyStore,
+    Outbox,
+    SessionRepository,
+    Unit,
+    UserRepository,
+)
 from shared.app import parts_of
 
 

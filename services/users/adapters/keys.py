@@ -7,8 +7,9 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import jwt
 from cryptography.exceptions import InvalidTag
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from services.users.adapters.start import KeySealError
+from services.users.domain.ports import KeyStore
 from services.users.model.records import StoredKey, User
 from shared.errors import Unavailable
 from shared.ids import new_id
@@ -29,16 +31,6 @@ SEAL_FORM = b"\x01"
 
 SEAL_COST = 2**14
 """The seal may be a passphrase, so its derivation is slow (scrypt, RFC 7914): 16 MiB and about 50 ms, once a start."""
-
-
-class KeyStore(Protocol):
-    """All calls may raise Unavailable."""
-
-    async def all(self) -> list[StoredKey]:
-        """Return the keys, newest first."""
-
-    async def add_first(self, key: StoredKey) -> list[StoredKey]:
-        """Store a key where none is yet, whoever else tries at the same time; return the keys there are then."""
 
 
 def _derived(seal: str, salt: bytes) -> bytes:
@@ -87,7 +79,8 @@ def make_key(seal: str) -> StoredKey:
     private_key = Ed25519PrivateKey.generate()
     public_key = private_key.public_key().public_bytes_raw()
     kid = _key_id(public_key)
-    return StoredKey(kid, public_key, seal_key(private_key.private_bytes_raw(), seal, kid), datetime.now(UTC))
+    now = datetime.now(UTC)
+    return StoredKey(kid, public_key, seal_key(private_key.private_bytes_raw(), seal, kid), now, "active", now)
 
 
 def jwk_of(key: StoredKey) -> dict[str, str]:
@@ -104,24 +97,43 @@ def jwk_of(key: StoredKey) -> dict[str, str]:
 
 
 class SigningKeys:
-    """The newest key signs, all are published. A TokenIssuer, and the KeySource with which this service verifies."""
+    """The active key signs, all are published. A TokenIssuer, and the KeySource with which this service verifies."""
 
-    def __init__(self, store: KeyStore, keys: Sequence[StoredKey], private_key: bytes, *, lasts_s: int) -> None:
-        """`keys` newest first; `private_key` belongs to the first."""
+    def __init__(self, store: KeyStore, seal: str, *, lasts_s: int, max_age_s: int) -> None:
+        """Call `load` instead. `max_age_s` is how long others may keep what is published."""
         self.lasts_s = lasts_s
+        self.max_age_s = max_age_s
         self._store = store
-        self._signer = Ed25519PrivateKey.from_private_bytes(private_key)
-        self._headers = {"kid": keys[0].kid, "typ": TYPE}
-        self._publish(keys)
+        self._seal = seal
+        self._kid = ""
+        self.etag = ""
 
     @classmethod
-    async def load(cls, store: KeyStore, seal: str, *, lasts_s: int) -> "SigningKeys":
+    async def load(cls, store: KeyStore, seal: str, *, lasts_s: int, max_age_s: int = 300) -> "SigningKeys":
         """Load the keys, making the first where there is none. Raises KeySealError, Unavailable."""
+        found = cls(store, seal, lasts_s=lasts_s, max_age_s=max_age_s)
         keys = await store.all()
         if not keys:
-            keys = await store.add_first(await asyncio.to_thread(make_key, seal))
-        private_key = await asyncio.to_thread(open_key, keys[0].sealed_key, seal, keys[0].kid)
-        return cls(store, keys, private_key, lasts_s=lasts_s)
+            first = await found.make()
+            # Replicas that start together agree on one.
+            keys = await store.change(lambda keys: (keys or [first], []))
+        await found.take(keys)
+        return found
+
+    async def make(self) -> StoredKey:
+        """Return a new key, sealed."""
+        return await asyncio.to_thread(make_key, self._seal)
+
+    async def take(self, keys: Sequence[StoredKey]) -> bool:
+        """Publish these keys and sign with the newest active one; tell whether others were published. Raises KeySealError."""
+        signing = next((key for key in keys if key.state == "active"), keys[0])
+        if signing.kid != self._kid:
+            private_key = await asyncio.to_thread(open_key, signing.sealed_key, self._seal, signing.kid)
+            self._signer = Ed25519PrivateKey.from_private_bytes(private_key)
+            self._kid = signing.kid
+        before = self.etag
+        self._publish(keys)
+        return self.etag != before
 
     def _publish(self, keys: Sequence[StoredKey]) -> None:
         self._jwks = [jwk_of(key) for key in keys]
@@ -130,11 +142,9 @@ class SigningKeys:
 
     async def fetch(self) -> Sequence[Mapping[str, Any]]:
         """Return the public keys, read again from the store; those known when the store is away."""
-        try:
+        with suppress(Unavailable):
             self._publish(await self._store.all())
-        except Unavailable:
-            # Keys do not change under us: what was read before still verifies.
-            return self._jwks
+        # What was read before still verifies.
         return self._jwks
 
     def issue(self, user: User, session_id: str) -> str:
@@ -150,4 +160,4 @@ class SigningKeys:
             "sid": session_id,
             "role": user.role,
         }
-        return jwt.encode(claims, self._signer, algorithm=ALGORITHM, headers=self._headers)
+        return jwt.encode(claims, self._signer, algorithm=ALGORITHM, headers={"kid": self._kid, "typ": TYPE})

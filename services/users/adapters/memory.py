@@ -1,9 +1,10 @@
 """Outbox and signing keys in memory."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from services.users.adapters.memory_database import MemoryDatabase
+from services.users.domain.ports import KeyChange
 from services.users.model.records import Event, StoredKey
 
 
@@ -41,10 +42,19 @@ class MemoryKeys:
 
     async def all(self) -> list[StoredKey]:
         async with self._db.locked(self._db.keys):
-            return sorted(self._db.keys.records.values(), key=lambda key: (key.created_at, key.kid), reverse=True)
+            return _newest_first(self._db.keys.records.values())
 
-    async def add_first(self, key: StoredKey) -> list[StoredKey]:
-        async with self._db.locked(self._db.keys):
-            if not self._db.keys.records:
-                self._db.keys.records[key.kid] = key
-        return await self.all()
+    async def change(self, decide: KeyChange) -> list[StoredKey]:
+        async with self._db.locked(self._db.keys, self._db.audit):
+            records = self._db.keys.records
+            keys, entries = decide(_newest_first(records.values()))
+            for kid in set(records) - {key.kid for key in keys}:
+                del records[kid]
+            for key in keys:
+                records[key.kid] = key
+            self._db.record(*entries)
+            return _newest_first(records.values())
+
+
+def _newest_first(keys: Iterable[StoredKey]) -> list[StoredKey]:
+    return sorted(keys, key=lambda key: (key.created_at, key.kid), reverse=True)

@@ -30,6 +30,8 @@ class Scope(StrEnum):
     SESSIONS_END = "sessions:end"
     SESSIONS_READ = "sessions:read"
     AUDIT_READ = "audit:read"
+    KEYS_READ = "keys:read"
+    KEYS_WRITE = "keys:write"
 
 
 SCOPES_OF: Mapping[str, frozenset[Scope]] = MappingProxyType({"user": frozenset(), "admin": frozenset(Scope)})
@@ -76,6 +78,9 @@ RULES: Mapping[tuple[str, str], Rule] = MappingProxyType(
         ("GET", "/auth/sessions"): _SIGNED_IN,
         ("DELETE", "/auth/sessions"): _SIGNED_IN,
         ("DELETE", "/auth/sessions/{session_id}"): _SIGNED_IN,
+        ("GET", "/auth/keys"): _scope(Scope.KEYS_READ),
+        ("POST", "/auth/keys/rotate"): _scope(Scope.KEYS_WRITE),
+        ("DELETE", "/auth/keys/{kid}"): _scope(Scope.KEYS_WRITE),
         ("GET", "/.well-known/jwks.json"): _PUBLIC,
     }
 )

@@ -1,6 +1,6 @@
 """What the rules need from outside, as Protocols; adapters fulfil them, one contract suite holds each to its word."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
@@ -18,6 +18,7 @@ from services.users.model.records import (
     Finished,
     IdempotencyClaim,
     Session,
+    StoredKey,
     User,
 )
 
@@ -230,6 +231,20 @@ class OutboxLine(Protocol):
 class Outbox(Protocol):
     def line(self) -> AbstractAsyncContextManager[OutboxLine]:
         """Open a line. Raises Unavailable."""
+
+
+KeyChange = Callable[[Sequence[StoredKey]], tuple[Sequence[StoredKey], Sequence[AuditEntry]]]
+"""What becomes of the keys, given those there are: the keys there are to be, and what the audit log says of it."""
+
+
+class KeyStore(Protocol):
+    """All calls may raise Unavailable."""
+
+    async def all(self) -> list[StoredKey]:
+        """Return the keys, newest first."""
+
+    async def change(self, decide: KeyChange) -> list[StoredKey]:
+        """Store what `decide` makes of the keys, while nobody else changes them; return the keys there are then."""
 
 
 class PasswordHasher(Protocol):

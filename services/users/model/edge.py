@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from services.users.model import text
-from services.users.model.records import Role
+from services.users.model.records import KeyState, Role
 from services.users.model.view import DELETED_FIELDS
 
 V = TypeVar("V")
@@ -301,3 +301,20 @@ class KeysView(BaseModel):
     """A JSON Web Key Set (RFC 7517)."""
 
     keys: list[dict[str, str]]
+
+
+class KeyView(BaseModel):
+    kid: str
+    state: KeyState = Field(
+        description="`next` is published, `active` signs, `retired` verifies until its last token expired."
+    )
+    since: datetime
+    created_at: datetime
+
+
+class KeysShown(BaseModel):
+    items: list[KeyView]
+
+
+class RotateBody(_Input):
+    at_once: bool = Field(False, description="The new key signs now, before others can know it.")

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 Role = Literal["user", "admin"]
+KeyState = Literal["next", "active", "retired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +187,17 @@ class AddedUser:
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """A signing key as it is stored: the public half (32 raw bytes of Ed25519) open, the private one sealed."""
+    """A signing key as it is stored: the public half (32 raw bytes of Ed25519) open, the private one sealed.
+
+    `next` is published and does not sign yet, `active` signs, `retired` is published until what it signed has expired.
+    """
 
     kid: str
     public_key: bytes
     sealed_key: bytes
     created_at: datetime
+    state: KeyState
+    state_since: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,6 @@ from shared.errors import FieldError, InvalidInput
 
 router = APIRouter(tags=["auth"], route_class=GuardedRoute)
 
-KEYS_MAX_AGE_S = 300
-
 
 CSRF_HEADER = Annotated[
     str | None, Header(alias=cookie.CSRF_HEADER, description="Any value, where the cookie is used.")
@@ -114,7 +112,7 @@ async def log_out(reader: Reader, door: cookie.Door, parts: Parts) -> Response:
     summary="The keys that verify access tokens",
 )
 async def jwks(parts: Parts, if_none_match: Annotated[str | None, Header()] = None) -> Response:
-    headers = {"ETag": parts.keys.etag, "Cache-Control": f"public, max-age={KEYS_MAX_AGE_S}"}
+    headers = {"ETag": parts.keys.etag, "Cache-Control": f"public, max-age={parts.keys.max_age_s}"}
     named = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
     if named & {"*", parts.keys.etag}:
         return Response(status_code=304, headers=headers)

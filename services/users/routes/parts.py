@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from services.users.domain.auth import AuthService
 from services.users.domain.batch import BatchService
 from services.users.domain.idempotency import Idempotency
+from services.users.domain.keys import KeyRotation
 from services.users.domain.ports import AuditLog
 from services.users.domain.reads import UserReads
 from services.users.domain.sessions import SessionService
@@ -34,6 +35,10 @@ class PublishedKeys(Protocol):
     @property
     def etag(self) -> str: ...
 
+    @property
+    def max_age_s(self) -> int:
+        """How long others may keep them."""
+
 
 class RouteParts(Protocol):
     @property
@@ -50,6 +55,9 @@ class RouteParts(Protocol):
 
     @property
     def keys(self) -> PublishedKeys: ...
+
+    @property
+    def rotation(self) -> KeyRotation: ...
 
     @property
     def batches(self) -> BatchService: ...

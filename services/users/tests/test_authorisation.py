@@ -56,6 +56,9 @@ MATRIX = [
     Row("DELETE", "/auth/sessions/{session_id}", 401, 404, 404, 404),
     Row("GET", RECORD + "/sessions", 401, 403, 403, 200),
     Row("DELETE", RECORD + "/sessions", 401, 403, 403, 204),
+    Row("GET", "/auth/keys", 401, 403, 403, 200),
+    Row("POST", "/auth/keys/rotate", 401, 403, 403, 200),
+    Row("DELETE", "/auth/keys/{kid}", 401, 403, 403, 404),
     Row("GET", "/.well-known/jwks.json", 200, 200, 200, 200),
     Row("HEAD", "/.well-known/jwks.json", 200, 200, 200, 200),
 ]
@@ -88,7 +91,7 @@ async def test_who_may(client, api, row):
 
         answer = await client.request(
             row.method,
-            row.path.format(user_id=owner["id"], session_id=owner["id"]),
+            row.path.format(user_id=owner["id"], session_id=owner["id"], kid="none"),
             headers=await api.bearer(f"ada{number}") if headers is None else headers,
             **sent,
         )

@@ -9,6 +9,8 @@ import pytest
 from services.users.adapters import keys as keys_module
 from services.users.adapters.database import open_store
 from services.users.adapters.keys import SigningKeys, jwk_of, make_key, open_key
+from services.users.adapters.memory import MemoryKeys
+from services.users.adapters.memory_database import MemoryDatabase
 from services.users.adapters.start import KeySealError
 from shared.errors import Unauthorized, Unavailable
 from shared.ids import new_id
@@ -102,10 +104,7 @@ async def test_known_keys_go_on_verifying_while_the_store_is_away(store, make_us
 
 async def test_a_token_of_a_strange_key_is_refused(store, make_user):
     keys = await SigningKeys.load(store.keys, SEAL, lasts_s=600)
-    other_store_key = make_key(SEAL)
-    stranger = SigningKeys(
-        store.keys, [other_store_key], open_key(other_store_key.sealed_key, SEAL, other_store_key.kid), lasts_s=600
-    )
+    stranger = await SigningKeys.load(MemoryKeys(MemoryDatabase()), SEAL, lasts_s=600)
 
     with pytest.raises(Unauthorized):
         await TokenVerifier(keys).verify(stranger.issue(make_user(), new_id()))

@@ -69,7 +69,7 @@ def _named(place: tuple[str, str]) -> str:
 
 async def ask(client, place, user_id, headers):
     method, path = place
-    target = path.format(user_id=user_id, session_id=new_id())
+    target = path.format(user_id=user_id, session_id=new_id(), kid="none")
     return await client.request(method, target, headers=headers)
 
 

@@ -65,7 +65,9 @@ async def test_on_postgres_one_line_leads_until_it_closes(postgres_url):
 async def test_the_first_key_stays_the_only_one(store):
     candidates = [make_key("a-seal-for-the-tests") for _ in range(3)]
 
-    results = await asyncio.gather(*(store.keys.add_first(key) for key in candidates))
+    results = await asyncio.gather(
+        *(store.keys.change(lambda keys, key=key: (keys or [key], [])) for key in candidates)
+    )
 
     assert results[0] == results[1] == results[2] == await store.keys.all()
     assert len(results[0]) == 1
