@@ -12,8 +12,11 @@ from services.users.model.records import Answer, IdempotencyClaim
 from shared.errors import Conflict, FieldError, InvalidInput, Unavailable
 
 KEPT = timedelta(hours=24)
-LEASE = timedelta(seconds=60)
-"""A request that runs longer has died with its replica, or is refused when it wants to store: another may run in its place."""
+LEASE = timedelta(seconds=15)
+"""A request that runs longer, which is longer than the gateway lets one run, has died with its replica, so another may run in its
+place; should it live after all, it is refused when it wants to store."""
+
+RETRY_AFTER_S = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +87,8 @@ class Idempotency:
 
 
 def _running() -> Conflict:
-    return Conflict("a request with this key is still running", code="idempotency_key_running")
+    return Conflict(
+        "a request with this key is still running",
+        code="idempotency_key_running",
+        headers={"Retry-After": str(RETRY_AFTER_S)},
+    )

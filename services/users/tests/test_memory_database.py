@@ -3,8 +3,10 @@
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from services.users.adapters.memory_database import MemoryDatabase
+from services.users.adapters.memory_database import MemoryDatabase, Records
 from services.users.domain.audit import entry_of
 
 
@@ -35,6 +37,31 @@ async def test_a_transaction_that_fails_leaves_every_collection_as_it_was(databa
 
     assert dict(db.credentials.records) == {"kept": "old", "removed": "old"}
     assert dict(db.logins.records) == {"name": "kept"}
+
+
+changes = st.lists(st.tuples(st.sampled_from("abcd"), st.none() | st.integers(0, 3).map(str)))
+
+
+@given(kept=changes, undone=changes)
+def test_whatever_was_changed_is_taken_back(kept, undone):
+    records = Records()
+
+    def apply(changes):
+        for name, value in changes:
+            if value is None:
+                records.pop(name, None)
+            else:
+                records[name] = value
+
+    apply(kept)
+    records.keep()
+    before = dict(records)
+    apply(undone)
+    records.undo()
+
+    assert dict(records) == before
+    records.undo()
+    assert dict(records) == before
 
 
 async def test_a_cancelled_transaction_is_undone_and_its_locks_are_free(database):

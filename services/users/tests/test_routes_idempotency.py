@@ -105,7 +105,9 @@ async def test_a_request_that_died_is_taken_over_after_its_lease(client, api, mo
         dying.setattr("services.users.domain.users.UserService.register", die)
         with pytest.raises(asyncio.CancelledError):
             await client.post("/users", json=ADA, headers=KEY)
-    assert (await client.post("/users", json=ADA, headers=KEY)).json()["code"] == "idempotency_key_running"
+    refused = await client.post("/users", json=ADA, headers=KEY)
+    assert (refused.status_code, refused.json()["code"]) == (409, "idempotency_key_running")
+    assert refused.headers["retry-after"] == "1"
 
     monkeypatch.setattr(idempotency_module, "LEASE", timedelta(0))
     assert (await client.post("/users", json=ADA, headers=KEY)).status_code == 201
