@@ -79,22 +79,15 @@ class RouteParts(Protocol):
     def verifier(self) -> TokenVerifier: ...
 
 
-def open_parts(connection: HTTPConnection) -> RouteParts:
-    """Return the open parts; for hot routes, where a dependency would cost as much as the query."""
+async def _parts(connection: HTTPConnection) -> RouteParts:
     found: RouteParts = parts_of(connection)
     return found
-
-
-async def _parts(connection: HTTPConnection) -> RouteParts:
-    return open_parts(connection)
 
 
 Parts = Annotated[RouteParts, Depends(_parts)]
 
 # Only so that the documents show where tokens come from; `shared.identity` is what checks them.
 SHOWN_SCHEME = Depends(OAuth2PasswordBearer("/auth/token", auto_error=False))
-SHOWN_SECURITY = [{"OAuth2PasswordBearer": list[str]()}]
-"""The same for routes without dependencies."""
 
 
 async def maybe_actor(connection: HTTPConnection) -> Actor | None:

@@ -14,14 +14,11 @@ from services.users.routes.keyed import KEY_PARAMETER, answer_once
 from services.users.routes.listing import page_json, user_query
 from services.users.routes.parts import (
     SHOWN_SCHEME,
-    SHOWN_SECURITY,
     AdminWriter,
     Parts,
     Writer,
     maybe_actor,
-    open_parts,
 )
-from services.users.routes.query import read_query, shown_query
 from services.users.routes.respond import (
     NO_STORE,
     problems,
@@ -48,8 +45,7 @@ IfMatch = Annotated[str | None, Header(description='Change only this version, su
     openapi_extra={"parameters": [KEY_PARAMETER]},
     summary="Register",
 )
-async def register(request: Request, body: NewUser) -> Response:
-    parts = open_parts(request)
+async def register(request: Request, body: NewUser, parts: Parts) -> Response:
     actor = await maybe_actor(request)
 
     async def work(claim: IdempotencyClaim | None) -> Answer:
@@ -72,11 +68,10 @@ def _created(user: User) -> Answer:
     "/users",
     response_model=UserPage,
     responses=problems(401, 403, 422, 503),
-    openapi_extra={"parameters": shown_query(ListQuery), "security": SHOWN_SECURITY},
+    dependencies=[SHOWN_SCHEME],
     summary="List users (admins)",
 )
-async def list_users(request: Request) -> Response:
-    parts, query = open_parts(request), read_query(request, ListQuery)
+async def list_users(query: Annotated[ListQuery, Query()], parts: Parts) -> Response:
     found = await parts.users.list(user_query(query, parts.cursors))
     return Response(page_json(found, query, parts.cursors), headers=NO_STORE, media_type="application/json")
 
