@@ -55,7 +55,8 @@ async def send_problem(problem: Problem, scope: Scope, send: Send) -> None:
 _MISSPELT = re.compile(r"[^\x20-\x7e]")
 
 
-def _field_errors(found: Sequence[Any]) -> list[FieldError]:
+def field_errors(found: Sequence[Any]) -> list[FieldError]:
+    """Return the errors of a validation as a problem lists them: bounded, and without what was sent but for names of fields."""
     errors = []
     for item in found[:FIELD_ERRORS_MAX]:
         # An unknown field's name comes from outside: it is shown, but bounded and printable.
@@ -77,8 +78,8 @@ def of_validation(error: RequestValidationError, request: Request) -> Problem:
     ):
         return UnsupportedMediaType("send the body as JSON with `Content-Type: application/json`")
     more = len(found) - FIELD_ERRORS_MAX
-    detail = "; ".join(f"{e.field}: {e.message}" for e in _field_errors(found)[:3])
-    return InvalidInput(detail + (f"; and {more} more" if more > 0 else ""), errors=_field_errors(found))
+    detail = "; ".join(f"{e.field}: {e.message}" for e in field_errors(found)[:3])
+    return InvalidInput(detail + (f"; and {more} more" if more > 0 else ""), errors=field_errors(found))
 
 
 def _allowed_methods(request: Request) -> list[str]:

@@ -14,7 +14,7 @@ from shared.errors import Forbidden
 
 EXPOSED = (
     "ETag, Location, Allow, Link, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Request-ID, "
-    "Last-Event-ID, Deprecation, Sunset"
+    "Last-Event-ID, Idempotency-Replayed, Deprecation, Sunset"
 )
 """Of the answers' headers, what a page may read beside the few that every page may (Cache-Control, Content-Type and their like)."""
 

@@ -12,9 +12,11 @@ from services.users.domain.users import Draft, check_draft, taken, user_of
 from services.users.model.records import Actor, AddedUser, Finished, User
 from shared.errors import Conflict, FieldError, InvalidInput, Problem, Unavailable
 
-BATCH_MAX = 100
 HASHES_AT_ONCE = 4
 """A batch leaves room in the queue of the hashers for those who log in."""
+
+ERRORS_MAX = 32
+"""An atomic batch that is refused names so many fields at most."""
 
 Result = User | Problem
 
@@ -100,7 +102,7 @@ class BatchService:
 def _placed(problem: Problem, place: int) -> Problem:
     """Return a problem whose fields name the item they belong to."""
     problem.errors = tuple(
-        FieldError(f"body.items.{place}.{error.field.removeprefix('body.')}", error.message, error.code)
+        FieldError(f"body.items.{place}{error.field.removeprefix('body')}", error.message, error.code)
         for error in problem.errors
     )
     return problem
@@ -111,7 +113,7 @@ def _refuse_all(results: Sequence[Result | None], *, is_atomic: bool) -> None:
     if not is_atomic or not refused:
         return
     kind = Conflict if all(isinstance(problem, Conflict) for problem in refused) else InvalidInput
-    errors = [error for problem in refused for error in problem.errors]
+    errors = [error for problem in refused for error in problem.errors][:ERRORS_MAX]
     raise kind(
         f"{len(refused)} of {len(results)} items are refused, so none is stored", code="batch_refused", errors=errors
     )

@@ -18,7 +18,11 @@ from services.users.routes.parts import SHOWN_SCHEME, AdminWriter, Parts
 from services.users.routes.respond import problems, tag_of
 from services.users.routes.users import draft_of
 from shared import context
-from shared.errors import FieldError, InvalidInput, Problem
+from shared.errors import InvalidInput, Problem
+from shared.problems import field_errors
+
+ITEM_ERRORS_MAX = 8
+"""A hundred items have their errors in one answer."""
 
 router = APIRouter(tags=["users"], route_class=GuardedRoute)
 
@@ -61,11 +65,9 @@ def _read(item: Any) -> Draft | Problem:
     try:
         return draft_of(NewUser.model_validate(item))
     except ValidationError as error:
-        errors = [
-            FieldError(".".join(["body", *(str(part) for part in found["loc"])])[:200], found["msg"], found["type"])
-            for found in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-        return InvalidInput("; ".join(f"{found.field}: {found.message}" for found in errors[:3]), errors=errors[:32])
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        errors = field_errors([{**item, "loc": ("body", *item["loc"])} for item in found[:ITEM_ERRORS_MAX]])
+        return InvalidInput("some fields of this item are not valid", errors=errors)
 
 
 def _view(result: Result, path: str) -> dict[str, Any]:

@@ -170,6 +170,7 @@ async def test_each_item_of_a_batch_stands_for_itself(client, api):
     assert (await client.get(ada["location"], headers=admin)).json() == ada["user"]
     assert [error["field"] for error in results[2]["problem"]["errors"]] == ["body.items.2.username"]
     assert "body.items.4.role" in {error["field"] for error in results[4]["problem"]["errors"]}
+    assert [error["field"] for error in results[5]["problem"]["errors"]] == ["body.items.5"]
     assert [error["field"] for error in results[6]["problem"]["errors"]] == ["body.items.6.password"]
     assert "correct horse" not in answer.text
     await api.bearer("bob")
@@ -204,6 +205,17 @@ async def test_a_batch_under_a_key_is_carried_out_once(client, api):
     assert again.content == first.content
     assert again.headers["idempotency-replayed"] == "true"
     assert await count(client, api) == 3
+
+
+async def test_the_answer_to_a_hostile_batch_stays_small(client, api):
+    admin, hostile = await api.admin(), {"items": [{f"\u202e{'x' * 500}{n}": n for n in range(15)}] * 100}
+    each = await client.post("/users/batch", json=hostile, headers=admin)
+    atomic = await client.post("/users/batch", params={"atomic": "true"}, json=hostile, headers=admin)
+
+    assert [len(result["problem"]["errors"]) for result in each.json()["results"]] == [8] * 100
+    assert "\u202e" not in each.text
+    assert len(atomic.json()["errors"]) == 32
+    assert len(atomic.content) < 20_000
 
 
 @pytest.mark.parametrize("body", [{}, {"items": []}, {"items": [{}] * 101}, {"items": {}}, {"items": [{}], "x": 1}, []])
