@@ -225,7 +225,9 @@ def _open_passwords(settings: UsersSettings, runtime: Runtime, stack: AsyncExitS
 def _open_records(
     settings: UsersSettings, runtime: Runtime, cache: Cache, bus: Callable[[], Awaitable[Bus]]
 ) -> TieredCache:
-    config = CacheConfig(stale_s=settings.stale_max_s, bytes_max=settings.cache_mib * 1024 * 1024)
+    config = CacheConfig(
+        ttl_s=settings.cache_ttl_s, stale_s=settings.stale_max_s, bytes_max=settings.cache_mib * 1024 * 1024
+    )
     remote = cache if settings.cache_shared else None
     found = TieredCache("users", config, remote=remote, connect=bus, away=AWAY)
     runtime.metrics.caches.watch("records", lambda: found.statistics)

@@ -59,6 +59,7 @@ class UsersSettings(Settings):
     )
 
     cache_mib: int = Field(32, ge=1, le=4096, description="of records kept in each process for reading")
+    cache_ttl_s: float = Field(30, ge=0.1, le=3600, description="records are read again after so long")
     cache_shared: bool = Field(False, description="records are kept in Redis too, for all replicas")
     stale_max_s: float = Field(
         300, ge=0, le=86_400, description="records are answered so long while PostgreSQL is away"

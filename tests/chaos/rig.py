@@ -23,6 +23,9 @@ from tests.chaos.traffic import Caller
 class Child:
     """A process on a port that it keeps over its restarts."""
 
+    output: Path | None = None
+    """Where it writes; who writes much and has nobody to read would stand still."""
+
     def __init__(self, *command: str, **environment: str) -> None:
         with listen("127.0.0.1", 0) as sock:
             self.port: int = sock.getsockname()[1]
@@ -36,6 +39,12 @@ class Child:
 
     async def start(self) -> None:
         """Return once it takes connections."""
+        with contextlib.ExitStack() as stack:
+            output = stack.enter_context(self.output.open("ab")) if self.output else asyncio.subprocess.PIPE
+            await self._spawn(output)
+        await self._until_listening()
+
+    async def _spawn(self, output: Any) -> None:
         self._child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -46,8 +55,10 @@ class Child:
                 **{name: value.format(port=self.port) for name, value in self._environment.items()},
             },
             stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=output,
         )
+
+    async def _until_listening(self) -> None:
         async with asyncio.timeout(15):
             while True:
                 try:

@@ -20,9 +20,11 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from services.users.adapters.start import KeySealError
 from services.users.domain.ports import KeyStore
 from services.users.model.records import StoredKey, User
-from shared.errors import Unavailable
+from shared.errors import DeadlineExceeded, Unavailable
 from shared.ids import new_id
 from shared.tokens import ALGORITHM, AUDIENCE, ISSUER, TYPE
+
+FETCH_TIMEOUT_S = 0.5
 
 SALT_BYTES = 16
 NONCE_BYTES = 12
@@ -142,9 +144,10 @@ class SigningKeys:
 
     async def fetch(self) -> Sequence[Mapping[str, Any]]:
         """Return the public keys, read again from the store; those known when the store is away."""
-        with suppress(Unavailable):
-            self._publish(await self._store.all())
-        # What was read before still verifies.
+        # Whoever has a token waits for this, so a store that hangs must not hold it up: what was read before still verifies.
+        with suppress(Unavailable, DeadlineExceeded, TimeoutError):
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
+                self._publish(await self._store.all())
         return self._jwks
 
     def issue(self, user: User, session_id: str) -> str:

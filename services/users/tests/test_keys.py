@@ -108,3 +108,16 @@ async def test_a_token_of_a_strange_key_is_refused(store, make_user):
 
     with pytest.raises(Unauthorized):
         await TokenVerifier(keys).verify(stranger.issue(make_user(), new_id()))
+
+
+async def test_a_store_that_hangs_holds_no_token_up(store, make_user, monkeypatch):
+    monkeypatch.setattr(keys_module, "FETCH_TIMEOUT_S", 0.02)
+    keys = await SigningKeys.load(store.keys, SEAL, lasts_s=600)
+
+    class Hung:
+        async def all(self):
+            await asyncio.Event().wait()
+
+    keys._store = Hung()
+    user = make_user()
+    assert (await TokenVerifier(keys).verify(keys.issue(user, new_id()))).subject == user.id

@@ -79,6 +79,17 @@ async def test_the_deadline_of_the_request_comes_first(database):
         context.leave(token)
 
 
+async def test_a_silent_store_is_told_of_before_the_deadline(database):
+    token = context.enter(context.RequestContext("r", deadline=Deadline.after(1.2)))
+    try:
+        with pytest.raises(Unavailable) as caught:
+            await database.row("SELECT pg_sleep(30)")
+        assert not context.deadline().expired
+    finally:
+        context.leave(token)
+    assert caught.value.headers["Retry-After"] == "1"
+
+
 async def test_the_server_ends_statements_that_nobody_stops(database):
     found = await database.row("SELECT current_setting('statement_timeout') AS statement_timeout")
 

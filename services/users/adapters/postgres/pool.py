@@ -10,7 +10,6 @@ import structlog
 
 from services.users.adapters.start import StoreError
 from shared import context
-from shared.deadline import bounded_s
 from shared.errors import DeadlineExceeded, Unavailable
 
 STATEMENT_TIMEOUT_S = 5.0
@@ -18,6 +17,12 @@ ACQUIRE_TIMEOUT_S = 2.0
 CONNECT_TIMEOUT_S = 5.0
 START_WAIT_S = 10.0
 """PostgreSQL itself may still be starting when we are."""
+
+RELEASE_TIMEOUT_S = 0.2
+"""A connection whose statement was given up and that PostgreSQL does not confirm is thrown away."""
+
+ANSWER_S = 0.4
+"""What is left of a request's deadline for giving the connection back and saying that the store did not answer."""
 
 CLOSE_TIMEOUT_S = 5.0
 RETRY_AFTER_S = 1.0
@@ -82,8 +87,11 @@ class Database:
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
         """Hand out a connection; failures in the block are translated. Raises Unavailable, DeadlineExceeded."""
         with translated():
-            async with self._pool.acquire(timeout=bounded_s(context.deadline(), ACQUIRE_TIMEOUT_S)) as connection:
+            connection = await self._pool.acquire(timeout=_bounded_s(ACQUIRE_TIMEOUT_S))
+            try:
                 yield connection
+            finally:
+                await self._pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -106,7 +114,16 @@ class Database:
 
 def statement_timeout_s() -> float:
     """Seconds that a statement may take for the request being served."""
-    return bounded_s(context.deadline(), STATEMENT_TIMEOUT_S)
+    return _bounded_s(STATEMENT_TIMEOUT_S)
+
+
+def _bounded_s(limit_s: float) -> float:
+    """Return the limit, or less where the request's deadline comes first; then with time to answer, where there is any."""
+    deadline = context.deadline()
+    if deadline is None:
+        return limit_s
+    left_s = deadline.remaining_s()
+    return min(limit_s, left_s - ANSWER_S if left_s > 2 * ANSWER_S else left_s)
 
 
 async def connect(url: str, *, name: str) -> asyncpg.Connection:
