@@ -30,6 +30,8 @@ QUOTA_MAX = 3000
 LATE_CALLS = 40
 """Enough for the breaker of each gateway process, where there are several."""
 RECOVERY_S = 10
+EFFECTIVE_S = 1.0
+"""So long an ended session may go on anywhere."""
 
 
 class StepError(Exception):
@@ -71,7 +73,7 @@ async def step_register(tour: Tour) -> None:
         expect(created.status_code == 201, f"POST /users answered {created.status_code}: {created.text[:200]}")
         signed_in = await tour.client.post("/auth/token", data={"username": username, "password": password})
         expect(signed_in.status_code == 200, f"POST /auth/token answered {signed_in.status_code}")
-        tour.people[name] = {**created.json(), "token": signed_in.json()["access_token"]}
+        tour.people[name] = {**created.json(), "token": signed_in.json()["access_token"], "password": password}
         say(f"POST /users -> 201 {created.headers['location']}   POST /auth/token -> a token for 10 minutes")
 
 
@@ -89,6 +91,47 @@ async def step_record(tour: Tour) -> None:
     foreign = await tour.client.get(address, headers=tour.headers("grace"))
     expect(foreign.status_code == 404, f"another's record answered {foreign.status_code}")
     say("Grace asks for it -> 404: other people's records do not exist for her")
+
+
+async def step_sessions(tour: Tour) -> None:
+    """Grace signs in on her phone, loses it, and ends that session: refused by every service within a second"""
+    grace = tour.people["grace"]
+    form = {"username": grace["username"], "password": grace["password"]}
+    phone = (await tour.client.post("/auth/token", data=form)).json()
+    body = {"refresh_token": phone["refresh_token"]}
+    twice = await asyncio.gather(*(tour.client.post("/auth/refresh", json=body) for _ in range(2)))
+    successors = {answer.json().get("refresh_token") for answer in twice}
+    expect(len(successors) == 1, f"two tabs that refreshed together got {[answer.status_code for answer in twice]}")
+    say("POST /auth/refresh from two tabs at once -> the same new refresh token for both")
+    on_phone = {"Authorization": f"Bearer {twice[0].json()['access_token']}"}
+    ticket = (await tour.client.post("/auth/ticket", headers=on_phone)).json()["ticket"]
+    address = f"ws{tour.url.removeprefix('http')}/ws/chat?ticket={ticket}"
+    async with connect(address, proxy=None) as socket:
+        await next_frame(socket, lambda frame: frame["type"] == "welcome")
+        say("POST /auth/ticket -> a ticket that opens one WebSocket, /ws/chat?ticket=...")
+        listed = (await tour.client.get("/auth/sessions", headers=tour.headers("grace"))).json()["items"]
+        say(
+            f"GET /auth/sessions -> {len(listed)}: {', '.join('this one' if s['current'] else s['id'] for s in listed)}"
+        )
+        lost = next(session["id"] for session in listed if not session["current"])
+        ended = await tour.client.delete(f"/auth/sessions/{lost}", headers=tour.headers("grace"))
+        since = time.monotonic()
+        expect(ended.status_code == 204, f"DELETE /auth/sessions/{lost} answered {ended.status_code}")
+        while (refused := await tour.client.get("/async-demo", headers=on_phone)).status_code == 200:
+            expect(time.monotonic() < since + EFFECTIVE_S, f"its token still works after {EFFECTIVE_S} s")
+        problem = refused.json()
+        expect(
+            problem["code"] == "session_ended", f"its token was refused with {refused.status_code} {problem['code']}"
+        )
+        say(f"DELETE /auth/sessions/{lost} -> 204; its token -> 401 after {(time.monotonic() - since) * 1000:.0f} ms")
+        async with asyncio.timeout(EFFECTIVE_S):
+            await socket.wait_closed()
+        say(f"its WebSocket was closed: {socket.close_code} {socket.close_reason}")
+    gone = await tour.client.post("/auth/refresh", json={"refresh_token": successors.pop()})
+    expect(gone.status_code == 401, f"its refresh token answered {gone.status_code}")
+    here = await tour.client.get("/async-demo", headers=tour.headers("grace"))
+    expect(here.status_code == 200, f"her own token answered {here.status_code}")
+    say("its refresh token -> 401; the session that she is in goes on")
 
 
 async def next_frame(socket: ClientConnection, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -266,7 +309,8 @@ async def step_health(tour: Tour) -> None:
 
 
 STEPS: tuple[Callable[[Tour], Awaitable[None]], ...] = (
-    step_register, step_record, step_chat, step_stream, step_compute, step_limit, step_refusals, step_breaker, step_health,
+    step_register, step_record, step_sessions, step_chat, step_stream, step_compute, step_limit, step_refusals,
+    step_breaker, step_health,
 )  # fmt: skip
 
 

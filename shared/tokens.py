@@ -1,6 +1,7 @@
 """Access tokens: verified in every service by the issuer's public keys, with no call per request."""
 
 import asyncio
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 import jwt
 import structlog
+from jwt.utils import base64url_decode
 
 from shared.errors import Unauthorized, Unavailable
 
@@ -16,6 +18,10 @@ ISSUER = "roundhouse"
 AUDIENCE = "roundhouse"
 ALGORITHM = "EdDSA"
 TYPE = "at+jwt"
+TICKET_AUDIENCE = "roundhouse-sockets"
+TICKET_TYPE = "ticket+jwt"
+TICKET_LASTS_S = 30
+TICKET_LEEWAY_S = 5
 LEEWAY_S = 30
 TOKEN_CHARS_MAX = 8192
 TOKEN_LASTS_S_MAX = 3600
@@ -29,6 +35,7 @@ REFETCH_WAIT_S = 1.0
 """At most one fetch a second for unknown key ids, so that forged ones cannot flood the issuer."""
 
 _CLAIMS = ("sub", "iss", "aud", "iat", "exp", "jti", "sid", "role")
+_TICKET_CLAIMS = (*_CLAIMS, "until")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +116,38 @@ class TokenVerifier:
             raise Unauthorized("the access token has expired", code="token_expired") from error
         except jwt.PyJWTError as error:
             raise Unauthorized("the access token is not valid", code="token_invalid") from error
+        _refuse_repeated(token, 1)
         identity = _identity(claims)
         if self.revoked is not None and self.revoked.covers(identity):
             raise session_ended()
         self._verified[token] = identity
         while len(self._verified) > REMEMBERED_MAX:
             self._verified.popitem(last=False)
+        return identity
+
+    async def verify_ticket(self, ticket: str) -> Identity:
+        """Return who a socket's ticket stands for, and until when its socket may live (`expires_at`).
+
+        Whether it has been used, others know. Raises Unauthorized; Unavailable when no key could be fetched yet.
+        """
+        try:
+            claims = jwt.decode(
+                ticket,
+                await self._key(_key_id(ticket, TICKET_TYPE)),
+                algorithms=[ALGORITHM],
+                audience=TICKET_AUDIENCE,
+                issuer=ISSUER,
+                leeway=TICKET_LEEWAY_S,
+                options={"require": list(_TICKET_CLAIMS)},
+            )
+            _refuse_repeated(ticket, 1)
+            identity = _identity({**claims, "exp": float(claims["until"])})
+        except jwt.ExpiredSignatureError as error:
+            raise Unauthorized("the ticket has expired", code="ticket_expired") from error
+        except (jwt.PyJWTError, TypeError, ValueError) as error:
+            raise Unauthorized("the ticket is not valid", code="ticket_invalid") from error
+        if self.revoked is not None and self.revoked.covers(identity):
+            raise session_ended()
         return identity
 
     async def _key(self, key_id: str) -> jwt.PyJWK:
@@ -151,7 +184,7 @@ def session_ended() -> Unauthorized:
     return Unauthorized("the session has ended", code="session_ended")
 
 
-def _key_id(token: str) -> str:
+def _key_id(token: str, kind: str = TYPE) -> str:
     """Read the key id of a token's header, after the checks that need no key."""
     if len(token) > TOKEN_CHARS_MAX:
         raise Unauthorized("the access token is not valid", code="token_invalid")
@@ -159,10 +192,23 @@ def _key_id(token: str) -> str:
         header = jwt.get_unverified_header(token)
     except jwt.PyJWTError as error:
         raise Unauthorized("the access token is not valid", code="token_invalid") from error
+    _refuse_repeated(token, 0)
     key_id = header.get("kid")
-    if header.get("typ") != TYPE or header.get("alg") != ALGORITHM or not isinstance(key_id, str):
+    if header.get("typ") != kind or header.get("alg") != ALGORITHM or not isinstance(key_id, str):
         raise Unauthorized("the access token is not valid", code="token_invalid")
     return key_id
+
+
+def _refuse_repeated(token: str, part: int) -> None:
+    """Refuse a header (part 0) or claims (part 1) that name a member twice: two readers could believe different ones (RFC 7515)."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise Unauthorized("the access token is not valid", code="token_invalid")
+        return found
+
+    json.loads(base64url_decode(token.split(".")[part]), object_pairs_hook=once)
 
 
 def _identity(claims: Mapping[str, Any]) -> Identity:

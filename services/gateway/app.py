@@ -19,6 +19,7 @@ from services.gateway.domain.catalogue import Catalogue
 from services.gateway.domain.documents import Own
 from services.gateway.domain.limiting import Limiter
 from services.gateway.domain.reloading import Configuration
+from services.gateway.domain.tickets import Tickets
 from services.gateway.lane.access import AccessLog
 from services.gateway.lane.chain import Chain
 from services.gateway.lane.direct import direct_protocol_of
@@ -44,6 +45,7 @@ from services.gateway.workers.siblings import Siblings
 from shared import log
 from shared.app import Application, Opened, Runtime, build
 from shared.bus.connect import connected
+from shared.cache.connect import connect as connect_cache
 from shared.endpoints import Address, Endpoints
 from shared.http import JwksOverHttp, get_json, open_client
 from shared.revocation import follow
@@ -62,6 +64,7 @@ class Parts:
 
     endpoints: Endpoints
     verifier: TokenVerifier
+    tickets: Tickets
     pool: Pool
     upstreams: Upstreams
     sweeper: Sweeper
@@ -164,6 +167,7 @@ async def _open(
             finally:
                 pool.close()
                 await parts.limiter.close()
+                await parts.tickets.close()
                 parts.access_log.flush()
 
 
@@ -177,9 +181,11 @@ def _parts(settings: GatewaySettings, client: httpx2.AsyncClient, siblings: Sibl
     upstreams = Upstreams(endpoints)
     limiter = Limiter(open_quota_store(settings.redis_url.get_secret_value()))
     websockets = WebSocketProxy(upstreams)
+    verifier = TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH))
     return Parts(
         endpoints=endpoints,
-        verifier=TokenVerifier(JwksOverHttp(client, endpoints, ISSUER_SERVICE, ISSUER_PATH)),
+        verifier=verifier,
+        tickets=Tickets(verifier, connect_cache(settings.redis_url.get_secret_value())),
         pool=pool,
         upstreams=upstreams,
         sweeper=sweeper,
@@ -200,6 +206,7 @@ def _lane(app: ASGIApp, settings: GatewaySettings, parts: Parts, runtime: Runtim
     compile_plans = Chain(
         upstreams=parts.upstreams,
         verifier=parts.verifier,
+        tickets=parts.tickets,
         access_log=parts.access_log,
         metrics=runtime.metrics,
         limiter=parts.limiter,

@@ -76,8 +76,9 @@ class Route(_Frozen):
     `path` without `/*` is that path alone; with it, that path and all below. `timeout_s` is the total for `http`; a `stream` has it
     until the answer's head and then `idle_timeout_s` between parts; a `websocket` has it for the handshake. `try_timeout_s` is the
     time one upstream has to begin its answer, after which another may be asked. `query_token` accepts the access token as `?token=`,
-    for clients that cannot set headers (EventSource). A request takes `cost` from each of `limits`. When a service has more work
-    than it can do, `critical` routes go first. `compress` allows gzip for answers that are not streams.
+    for clients that cannot set headers (EventSource); `ticket` a ticket of `POST /auth/ticket` as `?ticket=`, once. A request takes
+    `cost` from each of `limits`. When a service has more work than it can do, `critical` routes go first. `compress` allows gzip for
+    answers that are not streams.
     """
 
     path: Annotated[str, AfterValidator(_check_path)]
@@ -90,6 +91,7 @@ class Route(_Frozen):
     idle_timeout_s: float = Field(60.0, gt=0, le=3600)
     body_bytes_max: int = Field(BODY_BYTES_MAX, ge=0, le=1024 * 1024 * 1024)
     query_token: bool = False
+    ticket: bool = False
     limits: Annotated[tuple[Name, ...], Field(max_length=8)] = ()
     cost: int = Field(1, ge=1, le=1000)
     priority: Priority = "normal"

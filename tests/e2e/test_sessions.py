@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import httpx2
+import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.e2e.client import Account, Fleet, MakeAccount, assert_problem, sign_in
 
@@ -116,3 +117,48 @@ async def test_an_old_refresh_token_ends_its_session_everywhere(
     assert assert_problem(reused, 401)["code"] == "refresh_invalid"
     await assert_refused_soon(client, "/async-demo", bearer(second))
     assert_problem(await client.post("/auth/refresh", json={"refresh_token": second["refresh_token"]}), 401)
+
+
+async def test_a_ticket_opens_one_socket_or_stream(client: httpx2.AsyncClient, account: Account, fleet: Fleet) -> None:
+    async def ticket() -> str:
+        answer = await client.post("/auth/ticket", headers=account.headers)
+        assert (answer.status_code, answer.json()["expires_in"]) == (200, 30)
+        return str(answer.json()["ticket"])
+
+    address = f"{fleet.websocket_url}/ws/chat?ticket={(used := await ticket())}"
+    async with connect(address, proxy=None) as socket:
+        assert json.loads(await socket.recv())["type"] == "welcome"
+    with pytest.raises(InvalidStatus) as caught:
+        async with connect(address, proxy=None):
+            pass
+    assert caught.value.response.status_code == 401
+    assert_problem(await client.get("/sse/stream", params={"ticket": used}), 401)
+
+    async with client.stream("GET", "/sse/stream", params={"ticket": await ticket()}) as response:
+        assert response.status_code == 200
+        assert await anext(response.aiter_lines())
+    assert_problem(await client.get("/auth/me", headers={"Authorization": f"Bearer {await ticket()}"}), 401)
+
+
+async def test_a_page_keeps_its_refresh_token_in_a_cookie(
+    client: httpx2.AsyncClient, account: Account, fleet: Fleet
+) -> None:
+    form = {"username": account.username, "password": account.password, "cookie": "true"}
+    page = {"Origin": fleet.url, "X-CSRF": "1"}
+    signed_in = await client.post("/auth/token", data=form, headers=page)
+    assert signed_in.status_code == 200, signed_in.text
+    assert "refresh_token" not in signed_in.json()
+    cookie = signed_in.headers["set-cookie"]
+    assert cookie.startswith("__Host-rh_refresh=")
+    assert {"HttpOnly", "Secure", "Path=/", "SameSite=strict"} <= set(cookie.split("; "))
+    # By hand: on plain http this client rightly keeps a Secure cookie to itself, as a browser does but for localhost.
+    client.cookies.clear()
+    sent = {"Cookie": cookie.partition(";")[0]}
+
+    for refused in (sent, {**sent, "Origin": fleet.url}, {**sent, **page, "Origin": "https://evil.example"}):
+        assert_problem(await client.post("/auth/refresh", headers=refused), 403)
+    refreshed = await client.post("/auth/refresh", headers={**sent, **page})
+
+    assert refreshed.status_code == 200, refreshed.text
+    assert (await client.get("/auth/me", headers=bearer(refreshed.json()))).status_code == 200
+    assert refreshed.headers["set-cookie"].partition(";")[0] != sent["Cookie"]

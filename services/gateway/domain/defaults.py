@@ -83,8 +83,9 @@ def _routes(*, is_production: bool) -> tuple[Route, ...]:
             compress=False,
         ),
         Route(path="/.well-known/jwks.json", service="users", methods=_READ, auth="public", priority="critical"),
-        # The token of a chat may come by header, query or subprotocol; the service knows all three, so it verifies.
-        Route(path="/ws/chat", service="realtime", methods=("GET",), auth="public", kind="websocket"),
+        # The token of a chat may come by header, query or subprotocol; the service knows all three, so it verifies. A ticket is
+        # spent here, since only here all replicas are seen.
+        Route(path="/ws/chat", service="realtime", methods=("GET",), auth="public", kind="websocket", ticket=True),
         Route(
             path="/sse/stream",
             service="realtime",
@@ -92,6 +93,7 @@ def _routes(*, is_production: bool) -> tuple[Route, ...]:
             auth="signed_in",
             kind="stream",
             query_token=True,
+            ticket=True,
         ),
         Route(path="/cpu-intensive", service="compute", methods=("POST",), auth="signed_in", timeout_s=30),
         Route(path="/async-demo", service="compute", methods=("GET",), auth="signed_in"),

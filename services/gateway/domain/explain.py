@@ -200,10 +200,11 @@ def _chain(
 
 
 def _auth_text(route: Route) -> str:
+    ticket = "a ticket in ?ticket= is spent" if route.ticket else ""
     if route.auth == "public":
-        return "no token is asked for"
+        return f"no token is asked for{', ' if ticket else ''}{ticket}"
     who = "an admin's token" if route.auth == "admin" else "any valid token"
-    return f"{who}, as a Bearer token{' or ?token=' if route.query_token else ''}"
+    return f"{who}, as a Bearer token{' or ?token=' if route.query_token else ''}{'; ' if ticket else ''}{ticket}"
 
 
 def _deadline_text(route: Route, treatment: ServicePolicy) -> str:

@@ -5,9 +5,10 @@ from functools import partial
 
 from services.gateway.domain.limiting import Limiter
 from services.gateway.domain.route_limits import RouteLimits
+from services.gateway.domain.tickets import Tickets
 from services.gateway.lane.access import AccessLog
 from services.gateway.lane.plan import Plan, Plans
-from services.gateway.lane.policies import Allowed, Counted, Due, Guarded, Limited, Logged, SignIn
+from services.gateway.lane.policies import Allowed, Counted, Due, Guarded, Limited, Logged, SignIn, Ticketed
 from services.gateway.lane.upstreams import Upstreams
 from services.gateway.model import GatewayConfig, Route
 from shared.metrics import Metrics
@@ -20,6 +21,7 @@ class Chain:
 
     upstreams: Upstreams
     verifier: TokenVerifier
+    tickets: Tickets
     access_log: AccessLog
     metrics: Metrics
     limiter: Limiter
@@ -34,8 +36,11 @@ class Chain:
         if route is not None:
             if config.addresses.allow:
                 policies.append(Allowed())
-            if route.auth != "public":
-                policies.append(SignIn(self.verifier, auth=route.auth, has_query_token=route.query_token))
+            sign_in = SignIn(self.verifier, auth=route.auth, has_query_token=route.query_token)
+            if route.ticket:
+                policies.append(Ticketed(self.tickets, sign_in))
+            elif route.auth != "public":
+                policies.append(sign_in)
             if route.limits:
                 known = {limit.name: limit for limit in config.limits}
                 policies.append(Limited(RouteLimits(route, [known[name] for name in route.limits], self.limiter)))

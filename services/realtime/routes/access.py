@@ -35,30 +35,35 @@ def open_parts(connection: HTTPConnection) -> Parts:
     return parts
 
 
-def token_of(connection: HTTPConnection) -> str:
-    """Return the token from the header, `?token=`, or an offered subprotocol `bearer.<token>`. Raises Unauthorized."""
-    header = connection.headers.get("authorization")
-    if header is not None:
-        return bearer_of(header)
-    token = connection.query_params.get("token")
-    if token:
-        return token
-    for offered in connection.scope.get("subprotocols", ()):
-        if offered.startswith(BEARER_SUBPROTOCOL):
-            return str(offered.removeprefix(BEARER_SUBPROTOCOL))
-    raise Unauthorized()
-
-
 async def identify(connection: HTTPConnection, parts: Parts) -> Identity:
     """Return who is asking. Raises Unauthorized; Unavailable while this replica drains."""
     if parts.readiness.draining.is_set():
         raise Unavailable("this replica is stopping; connect again", code="draining")
-    token = token_of(connection)
-    identity = parts.verifier.remembered(token) or await parts.verifier.verify(token)
+    identity = await _identity_of(connection, parts.verifier)
     found = context.current()
     if found is not None:
         found.subject = identity.subject
     return identity
+
+
+async def _identity_of(connection: HTTPConnection, verifier: TokenVerifier) -> Identity:
+    """Take the token from the header, `?token=`, `?ticket=`, or an offered subprotocol `bearer.<token>`. Raises Unauthorized."""
+    header = connection.headers.get("authorization")
+    token = connection.query_params.get("token") if header is None else bearer_of(header)
+    if not token:
+        # Spent by the gateway, which sees all replicas; here it is only checked.
+        ticket = connection.query_params.get("ticket")
+        if ticket:
+            return await verifier.verify_ticket(ticket)
+        token = _offered(connection)
+    return verifier.remembered(token) or await verifier.verify(token)
+
+
+def _offered(connection: HTTPConnection) -> str:
+    for offered in connection.scope.get("subprotocols", ()):
+        if offered.startswith(BEARER_SUBPROTOCOL):
+            return str(offered.removeprefix(BEARER_SUBPROTOCOL))
+    raise Unauthorized()
 
 
 def check_not_revoked(identity: Identity, parts: Parts) -> None:

@@ -39,6 +39,7 @@ router = APIRouter(tags=["realtime"])
 async def _signed_in(
     request: Request,
     _: Annotated[str | None, Query(alias="token", description="The access token, where no header can be set.")] = None,
+    __: Annotated[str | None, Query(alias="ticket", description="A ticket of `POST /auth/ticket`, instead.")] = None,
 ) -> Identity:
     return await identify(request, open_parts(request))
 

@@ -252,8 +252,8 @@ async def test_the_eleventh_connection_of_a_user_is_closed_with_1013(start: Star
         await eventually(lambda: len(replica.hub.peers) == 2)
 
 
-@pytest.mark.parametrize("way", ["header", "query", "subprotocol"])
-async def test_the_token_may_come_in_three_ways(start: Start, way: str) -> None:
+@pytest.mark.parametrize("way", ["header", "query", "ticket", "subprotocol"])
+async def test_the_token_may_come_in_four_ways(start: Start, way: str) -> None:
     replica = await start()
     token = replica.mint.token()
     offered = [Subprotocol("rt.v1.json")]
@@ -261,6 +261,8 @@ async def test_the_token_may_come_in_three_ways(start: Start, way: str) -> None:
         block = replica.raw(headers={"Authorization": f"Bearer {token}"}, subprotocols=offered)
     elif way == "query":
         block = replica.raw(query=f"?token={token}", subprotocols=offered)
+    elif way == "ticket":
+        block = replica.raw(query=f"?ticket={replica.mint.ticket()}", subprotocols=offered)
     else:
         block = replica.raw(subprotocols=[*offered, Subprotocol(f"bearer.{token}")])
     async with block as socket:
@@ -272,6 +274,16 @@ async def test_no_subprotocol_is_answered_where_ours_is_not_offered(start: Start
     replica = await start()
     async with replica.raw(headers=replica.mint.bearer()) as socket:
         assert socket.subprotocol is None
+
+
+async def test_a_bad_ticket_is_refused_and_so_is_one_in_the_place_of_a_token(start: Start) -> None:
+    replica = await start()
+    expired, good = replica.mint.ticket(lasts_s=-10), replica.mint.ticket()
+    for query in (f"?ticket={expired}", "?ticket=x", f"?ticket={replica.mint.token()}", f"?token={good}"):
+        with pytest.raises(InvalidStatus) as caught:
+            async with replica.raw(query=query):
+                pass
+        assert caught.value.response.status_code == 401
 
 
 async def test_a_handshake_without_a_valid_token_is_refused_with_a_401_problem(start: Start) -> None:

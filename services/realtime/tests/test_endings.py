@@ -33,6 +33,15 @@ async def test_a_socket_closes_with_4401_when_its_token_ends(start: Start) -> No
         assert await ada.close_code() == 4401
 
 
+async def test_a_socket_opened_with_a_ticket_lives_as_long_as_the_token_that_asked_for_it(start: Start) -> None:
+    replica = await start()
+    async with replica.raw(query=f"?ticket={replica.mint.ticket(until_s=-28)}") as socket:
+        await socket.wait_closed()
+        assert socket.close_code == 4401
+    async with replica.raw(query=f"?ticket={replica.mint.ticket(lasts_s=-3)}") as socket:
+        assert json.loads(await socket.recv())["type"] == "welcome"
+
+
 async def test_an_order_to_all_replicas_closes_a_users_connections_with_4403(pair: Pair, bus_url: str) -> None:
     user = new_id()
     bus = await connect(bus_url, name="test")

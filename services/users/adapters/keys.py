@@ -22,7 +22,7 @@ from services.users.domain.ports import KeyStore
 from services.users.model.records import StoredKey, User
 from shared.errors import DeadlineExceeded, Unavailable
 from shared.ids import new_id
-from shared.tokens import ALGORITHM, AUDIENCE, ISSUER, TYPE
+from shared.tokens import ALGORITHM, AUDIENCE, ISSUER, TICKET_AUDIENCE, TICKET_LASTS_S, TICKET_TYPE, TYPE
 
 FETCH_TIMEOUT_S = 0.5
 
@@ -152,15 +152,23 @@ class SigningKeys:
 
     def issue(self, user: User, session_id: str) -> str:
         """Return an access token (RFC 9068), good for `lasts_s` seconds."""
+        return self._signed(user, session_id, AUDIENCE, TYPE, lasts_s=self.lasts_s)
+
+    def issue_ticket(self, user: User, session_id: str, *, until: float) -> str:
+        """Return a ticket, good for 30 seconds and one socket, which may live until then (epoch seconds)."""
+        return self._signed(user, session_id, TICKET_AUDIENCE, TICKET_TYPE, lasts_s=TICKET_LASTS_S, until=until)
+
+    def _signed(self, user: User, session_id: str, audience: str, kind: str, *, lasts_s: int, **more: float) -> str:
         now = int(time.time())
         claims = {
             "sub": user.id,
             "iss": ISSUER,
-            "aud": AUDIENCE,
+            "aud": audience,
             "iat": now,
-            "exp": now + self.lasts_s,
+            "exp": now + lasts_s,
             "jti": new_id(),
             "sid": session_id,
             "role": user.role,
+            **more,
         }
-        return jwt.encode(claims, self._signer, algorithm=ALGORITHM, headers={"kid": self._kid, "typ": TYPE})
+        return jwt.encode(claims, self._signer, algorithm=ALGORITHM, headers={"kid": self._kid, "typ": kind})

@@ -75,6 +75,7 @@ RULES: Mapping[tuple[str, str], Rule] = MappingProxyType(
         ("POST", "/auth/refresh"): _PUBLIC,
         ("GET", "/auth/me"): _SIGNED_IN,
         ("POST", "/auth/logout"): _SIGNED_IN,
+        ("POST", "/auth/ticket"): _SIGNED_IN,
         ("GET", "/auth/sessions"): _SIGNED_IN,
         ("DELETE", "/auth/sessions"): _SIGNED_IN,
         ("DELETE", "/auth/sessions/{session_id}"): _SIGNED_IN,

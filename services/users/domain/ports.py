@@ -269,6 +269,9 @@ class TokenIssuer(Protocol):
     def issue(self, user: User, session_id: str) -> str:
         """Return a signed access token."""
 
+    def issue_ticket(self, user: User, session_id: str, *, until: float) -> str:
+        """Return a signed ticket for one socket, which may live until then (epoch seconds)."""
+
 
 class Tally(Protocol):
     """Business counts."""

@@ -132,6 +132,10 @@ class SessionService:
             raise session_over()
         return found
 
+    async def ticket(self, actor: Actor, *, until: float) -> str:
+        """Return a ticket for a socket, which may live as long as the access token that asks. Raises Unauthorized, Unavailable."""
+        return self._issuer.issue_ticket(await self.user_of(actor), actor.session_id, until=until)
+
     async def log_out(self, actor: Actor) -> None:
         """End the token's session; doing it twice is no error. Raises Unavailable."""
         if is_id(actor.session_id) and is_id(actor.user_id):

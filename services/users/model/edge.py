@@ -22,6 +22,7 @@ from typing_extensions import TypedDict
 from services.users.model import text
 from services.users.model.records import KeyState, Role
 from services.users.model.view import DELETED_FIELDS
+from shared.tokens import TICKET_LASTS_S
 
 V = TypeVar("V")
 
@@ -318,3 +319,8 @@ class KeysShown(BaseModel):
 
 class RotateBody(_Input):
     at_once: bool = Field(False, description="The new key signs now, before others can know it.")
+
+
+class TicketView(BaseModel):
+    ticket: str = Field(description="Good once.")
+    expires_in: int = Field(TICKET_LASTS_S, description="Seconds.")

@@ -2,11 +2,12 @@
 
 from fastapi import APIRouter, Response
 
-from services.users.model.edge import SessionsView, SessionView
+from services.users.model.edge import SessionsView, SessionView, TicketView
 from services.users.model.records import Session
 from services.users.routes.guard import GuardedRoute
 from services.users.routes.parts import SHOWN_SCHEME, AdminWriter, Parts, Reader, Writer
 from services.users.routes.respond import NO_STORE, json_response, problems
+from shared.identity import SignedIn
 
 router = APIRouter(tags=["auth"], route_class=GuardedRoute)
 
@@ -83,3 +84,19 @@ async def sessions_of_user(user_id: str, _: Reader, parts: Parts) -> Response:
 async def end_of_user(user_id: str, admin: AdminWriter, parts: Parts) -> Response:
     await parts.sessions.end_all(admin, user_id)
     return Response(status_code=204, headers=NO_STORE)
+
+
+@router.post(
+    "/auth/ticket",
+    response_model=TicketView,
+    responses=problems(401, 503),
+    dependencies=[SHOWN_SCHEME],
+    summary="Get a ticket for one socket or event stream",
+)
+async def ticket(reader: Reader, identity: SignedIn, parts: Parts) -> Response:
+    """Give a ticket for `WS /ws/chat?ticket=` or `GET /sse/stream?ticket=`, where a page can set no header: good once, for 30 s.
+
+    What it opens lives as long as the access token that asked for it, and ends with the session.
+    """
+    found = await parts.sessions.ticket(reader, until=identity.expires_at)
+    return json_response(TicketView(ticket=found))

@@ -50,6 +50,7 @@ MATRIX = [
     Row("POST", "/auth/refresh", 401, 401, 401, 401, NO_REFRESH),
     Row("GET", "/auth/me", 401, 200, 200, 200),
     Row("POST", "/auth/logout", 401, 204, 204, 204),
+    Row("POST", "/auth/ticket", 401, 200, 200, 200),
     Row("GET", "/auth/sessions", 401, 200, 200, 200),
     Row("DELETE", "/auth/sessions", 401, 204, 204, 204),
     # Here the id is that of a user, so it is nobody's session.

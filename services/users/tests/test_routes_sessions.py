@@ -2,6 +2,8 @@
 
 import asyncio
 
+import jwt
+
 from shared.ids import new_id
 
 
@@ -94,3 +96,24 @@ async def test_twenty_refreshes_at_once_have_one_successor(client, api):
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["refresh_token"] for answer in answers}) == 1
     assert len({answer.json()["access_token"] for answer in answers}) == 20
+
+
+async def test_a_ticket_stands_for_the_session_until_the_token_that_asked_expires(client, api):
+    user = await api.register("ada")
+    tokens = await api.tokens("ada")
+
+    answer = await client.post("/auth/ticket", headers=bearer(tokens))
+
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.json()["expires_in"] == 30
+    ticket = answer.json()["ticket"]
+    claims = jwt.decode(ticket, options={"verify_signature": False})
+    access = jwt.decode(tokens["access_token"], options={"verify_signature": False})
+    assert (claims["sub"], claims["sid"], claims["until"]) == (user["id"], access["sid"], access["exp"])
+    assert claims["exp"] - claims["iat"] == 30
+    assert jwt.get_unverified_header(ticket)["typ"] == "ticket+jwt"
+    for path in ("/auth/me", "/auth/sessions"):
+        refused = await client.get(path, headers={"Authorization": f"Bearer {ticket}"})
+        assert refused.status_code == 401
+    other = (await client.post("/auth/ticket", headers=bearer(tokens))).json()["ticket"]
+    assert jwt.decode(other, options={"verify_signature": False})["jti"] != claims["jti"]
