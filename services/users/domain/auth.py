@@ -48,13 +48,17 @@ class AuthService:
             raise
         readable = _readable_login(login)
         known = await self._users.find_login(readable)
-        account = known.user.id if known is not None else readable
-        is_locked = await self._locks.is_locked(account, client.address)
         found = await self._verified(known, password)
+        account = known.user.id if known is not None else readable
+        # Asked after the hash, so that of many guesses at once those behind the failure that locks find the lock.
+        is_locked = await self._locks.is_locked(account, client.address)
         if found is None or is_locked:
             await self._refused(account, client, user_id=known.user.id if known else "", is_locked=is_locked)
             raise _login_refused()
         await self._locks.succeeded(account, client.address)
+        if self._passwords.is_outdated(found.password_hash):
+            # Only now: a second hash would tell who tries a locked account that its password was right.
+            await self._renew_hash(found, normalise_password(password))
         try:
             tokens = await self._sessions.open(found.user, client)
         except NotFound:
@@ -86,11 +90,7 @@ class AuthService:
             # It was never accepted as a password, so it fits nobody; the decoy keeps the work the same.
             readable, found = "unreadable", None
         fits = await self._passwords.verify(readable, found.password_hash if found else self._passwords.decoy)
-        if found is None or not fits:
-            return None
-        if self._passwords.is_outdated(found.password_hash):
-            await self._renew_hash(found, readable)
-        return found
+        return found if fits else None
 
     async def _renew_hash(self, found: Credentials, password: str) -> None:
         try:

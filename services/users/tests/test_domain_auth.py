@@ -1,5 +1,8 @@
 """AuthService: log-in by username or e-mail address."""
 
+import asyncio
+import inspect
+
 import pytest
 
 from services.users.adapters.memory_audit import MemoryAudit
@@ -194,3 +197,92 @@ async def test_an_account_is_locked_though_the_audit_log_is_away(make_service, a
 
     await fail(make_service(audit=Away()), times=6)
     assert tally.logins[-1] == "locked"
+
+
+class Steps:
+    """Passes calls on, and notes the name of each."""
+
+    def __init__(self, of, told):
+        self._of = of
+        self._told = told
+
+    def __getattr__(self, name):
+        found = getattr(self._of, name)
+        if not inspect.iscoroutinefunction(found):
+            return found
+
+        async def noted(*values, **named):
+            self._told.append(name)
+            return await found(*values, **named)
+
+        return noted
+
+
+@pytest.fixture
+def steps_of(make_service, database, passwords):
+    """Log in with everything outside noted: one list of steps for each call."""
+    told = []
+    counters = Counters(MemoryCache())
+    service = make_service(
+        users=Steps(MemoryUsers(database), told),
+        passwords=Steps(passwords, told),
+        counters=Steps(counters, told),
+        failed=FailedLogins(Steps(counters, told), failures_max=1000, window_s=60),
+    )
+
+    async def run(login, password):
+        told.clear()
+        with pytest.raises(Unauthorized):
+            await log_in(service, login, password)
+        return list(told)
+
+    return run
+
+
+async def test_a_refusal_takes_the_same_steps_whatever_its_reason(steps_of, ada, database):
+    unknown = await steps_of("nobody", "correct horse")
+    wrong = await steps_of("ada", "wrong")
+    unreadable = await steps_of("ada", "\x00")
+    for _ in range(3):
+        await steps_of("ada", "wrong")
+    locked = await steps_of("ada", "wrong")
+    locked_but_right = await steps_of("ada", "correct horse")
+    database.credentials.records[ada.id] = "hash of correct horse (old)"
+    locked_but_right_and_outdated = await steps_of("ada", "correct horse")
+
+    assert wrong.count("find_login") == wrong.count("verify") == 1
+    assert "hash" not in wrong
+    assert unknown == wrong == unreadable == locked == locked_but_right == locked_but_right_and_outdated, (
+        "whoever measures could tell them apart"
+    )
+    assert database.credentials.records[ada.id].endswith("(old)")
+
+
+async def test_of_many_guesses_at_once_the_right_one_comes_too_late(make_service, ada, passwords, tally):
+    line = asyncio.Lock()
+    verify = passwords.verify
+
+    async def one_at_a_time(password, password_hash):
+        async with line:
+            # As a thread would: the loop goes on meanwhile.
+            for _ in range(20):
+                await asyncio.sleep(0)
+            return await verify(password, password_hash)
+
+    passwords.verify = one_at_a_time
+    service = make_service()
+    guesses = [f"guess {number}" for number in range(20)] + ["correct horse"]
+    answers = await asyncio.gather(
+        *(log_in(service, "ada", guess, f"198.51.100.{number}") for number, guess in enumerate(guesses)),
+        return_exceptions=True,
+    )
+
+    assert all(isinstance(answer, Unauthorized) for answer in answers)
+    assert tally.logins.count("refused") == 5
+
+
+async def test_many_right_logins_at_once_all_succeed(make_service, ada, tally):
+    service = make_service()
+    await asyncio.gather(*(log_in(service, address=f"198.51.100.{number}") for number in range(20)))
+
+    assert tally.logins == ["ok"] * 20
