@@ -5,7 +5,7 @@ LOCKED := shared/pyproject.toml $(sort $(wildcard services/*/pyproject.toml)) de
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 CODE := shared services dev deploy charts tests conftest.py
 
-.PHONY: help up setup check lint format types contracts unit unit-one unit-two test test-all e2e-compose charts bench demo fmt lock
+.PHONY: help up setup check lint format types contracts unit unit-one unit-two test test-all e2e-compose charts fuzz bench demo fmt lock
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -45,7 +45,7 @@ unit-two:
 test: setup lint  ## everything that needs no Docker: lint, unit, contract, isolation, e2e, one pass of each fault; <= 15 min
 	@$(BIN)/python -m pytest -q
 
-test-all: test e2e-compose charts  ## test, the containers, the chart, and each fault twice more
+test-all: test e2e-compose charts fuzz  ## test, the containers, the chart, and each fault twice more
 	@$(BIN)/python -m pytest -q tests/chaos tests/e2e
 	@$(BIN)/python -m pytest -q tests/chaos tests/e2e
 
@@ -54,6 +54,9 @@ e2e-compose: setup  ## the e2e suite, kills, cuts and an upgrade on the fleet in
 
 charts: setup  ## the Helm chart: lint, schemas, invariants, autoscalers; skipped where helm is missing
 	@$(BIN)/python -m pytest -q tests/charts
+
+fuzz: setup  ## the OpenAPI document, tried through the gateway by schemathesis
+	@$(BIN)/python -m pytest -q tests/fuzz
 
 bench: setup  ## measure ours beside its peers: make bench NAME=gateway [ARGS="--only ours-all,envoy --rounds 3"]
 	@$(BIN)/python -m tests.bench $(NAME) $(ARGS)

@@ -8,21 +8,29 @@ from services.gateway.model import Auth, GatewayConfig, Route, ServicePolicy
 from shared.errors import (
     PROBLEM_MEDIA_TYPE,
     BadGateway,
+    BadRequest,
     BodyTooLarge,
     DeadlineExceeded,
     Forbidden,
+    HeadTooLarge,
     Problem,
     TooManyRequests,
     Unauthorized,
     Unavailable,
+    UnsupportedMediaType,
+    UriTooLong,
 )
 
 Document = dict[str, Any]
 
 _REFUSALS: tuple[type[Problem], ...] = (
+    BadRequest,
     Unauthorized,
     Forbidden,
     BodyTooLarge,
+    UriTooLong,
+    UnsupportedMediaType,
+    HeadTooLarge,
     TooManyRequests,
     BadGateway,
     Unavailable,
@@ -80,12 +88,13 @@ def refusal_components() -> dict[tuple[str, str], Document]:
 
 def refusals_of(config: GatewayConfig, route: Route | None, auth: Auth, *, has_body: bool) -> Iterator[type[Problem]]:
     """Yield how the gateway may refuse a request, by what its route asks for; `route` is None for its own operations."""
+    yield from (BadRequest, UriTooLong, HeadTooLarge)
     if auth != "public":
         yield Unauthorized
     if auth == "admin" or config.addresses.allow:
         yield Forbidden
     if has_body:
-        yield BodyTooLarge
+        yield from (BodyTooLarge, UnsupportedMediaType)
     if route is not None:
         if route.limits:
             yield TooManyRequests
