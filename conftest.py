@@ -98,7 +98,6 @@ LANES = {
     "tests/e2e": "e2e",
     "tests/chaos": "chaos",
     "tests/charts": "charts",
-    "tests/fuzz": "fuzz",
     "tests/compose": "compose",
     "tests/fuzz": "fuzz",
     "tests/bench": "bench",
