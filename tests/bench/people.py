@@ -53,12 +53,16 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One server of the comparison; `algorithm` is that of its tokens, empty for ours, which issues them itself."""
+    """One server of the comparison.
+
+    `algorithm` is that of its tokens, empty for ours, which issues them itself; `needs` is what is installed for it, by `INSTALLERS`.
+    """
 
     name: str
     title: str
     start: Callable[[Stage, int], Running]
     algorithm: str = ""
+    needs: str = ""
 
     @property
     def is_ours(self) -> bool:
@@ -138,29 +142,43 @@ def ours_environment(stage: Stage, port: int) -> dict[str, str]:
     }
 
 
-def start_ours(stage: Stage, port: int, env: Mapping[str, str] | None = None, *, pinned: bool = True) -> Running:
+def start_ours(
+    stage: Stage,
+    port: int,
+    env: Mapping[str, str] | None = None,
+    *,
+    pinned: bool = True,
+    module: str = "services.users",
+) -> Running:
     """Start our service, on the core of what is measured or on both."""
-    argv = [sys.executable, "-m", "services.users"]
+    argv = [sys.executable, "-m", module]
     found = {**ours_environment(stage, port), **(env or {})}
     core = stage.stand.cores.subject if pinned else None
     return stage.stand.start("ours", argv, core=core, env=found, cwd=ROOT)
 
 
 ROWS = (
-    Row("template", "FastAPI template: sync SQLModel, psycopg", _uvicorn("template"), "HS256"),
-    Row("drf", "Django REST framework, gunicorn", _drf, "HS256"),
-    Row("orm", "FastAPI, SQLAlchemy async ORM", _uvicorn("orm"), "EdDSA"),
-    Row("fastify", "fastify, postgres.js", _fastify, "EdDSA"),
-    Row("fastify-cache", "fastify, postgres.js, remembering tokens it has verified", _fastify_cache, "EdDSA"),
+    Row("template", "FastAPI template: sync SQLModel, psycopg", _uvicorn("template"), "HS256", "wheels"),
+    Row("drf", "Django REST framework, gunicorn", _drf, "HS256", "wheels"),
+    Row("orm", "FastAPI, SQLAlchemy async ORM", _uvicorn("orm"), "EdDSA", "wheels"),
+    Row("fastify", "fastify, postgres.js", _fastify, "EdDSA", "fastify"),
+    Row(
+        "fastify-cache", "fastify, postgres.js, remembering tokens it has verified", _fastify_cache, "EdDSA", "fastify"
+    ),
     Row("ours", "Roundhouse, everything on, each request logged", lambda stage, port: start_ours(stage, port)),
 )
+
+
+def install_wheels() -> None:
+    """Install the Python peers by hash. Raises BenchError with the installer's words."""
+    Wheels(lock=LOCK).install()
 
 
 def install_fastify() -> None:
     """Install the packages of `crud/fastify`. Raises Missing without npm, BenchError with npm's words."""
     npm = shutil.which("npm")
-    if npm is None:
-        raise Missing("npm is not installed: fastify comes from there")
+    if npm is None or shutil.which("node") is None:
+        raise Missing("fastify runs on node and comes by npm: apt-get install -y nodejs npm")
     FASTIFY.mkdir(parents=True, exist_ok=True)
     wanted = (CRUD / "fastify" / "package.json").read_text()
     shutil.copy(CRUD / "fastify" / "server.mjs", FASTIFY)
@@ -181,6 +199,9 @@ def install_fastify() -> None:
     if done.returncode != 0:
         raise BenchError(f"fastify could not be installed: {done.stderr.strip()[-1500:]}")
     stamp.write_text(wanted)
+
+
+INSTALLERS: Mapping[str, Callable[[], None]] = {"wheels": install_wheels, "fastify": install_fastify}
 
 
 def new_people() -> tuple[str, ...]:
@@ -254,5 +275,26 @@ async def fill_ours(url: str, people: tuple[str, ...]) -> None:
             "credentials", records=[(record[0], "none") for record in records], columns=("user_id", "password_hash")
         )
         await connection.execute("ANALYZE users")
+    finally:
+        await connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What our service has stored: users, audit lines about new ones, and events that wait for the bus."""
+
+    users: int
+    audited: int
+    waiting: int
+
+
+async def count_ours(url: str) -> Stored:
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        row = await connection.fetchrow(
+            "SELECT (SELECT count(*) FROM users) AS users, (SELECT count(*) FROM outbox) AS waiting, "
+            "(SELECT count(*) FROM audit WHERE action = 'user.created') AS audited"
+        )
+        return Stored(**row)
     finally:
         await connection.close()

@@ -20,6 +20,7 @@ WARM_UP_S = 1
 CACHED_PEOPLE = 1000
 """So many records are read again and again where the cache is measured."""
 LIST = "/users?limit=20"
+PASSWORD = "horse-battery-check"
 KINDS = ("read", "list", "create")
 OURS = (*KINDS, "cached-read")
 
@@ -112,6 +113,11 @@ class Driver:
         items = found if isinstance(found, list) else next(value for value in found.values() if isinstance(value, list))
         if status != 200 or len(items) != 20 or "username" not in items[0]:
             raise BenchError(f"{row.name} answered a list with {status} {body[:200]!r}")
+        self._serial += 1
+        draft = {"username": f"check{self._serial}", "email": f"check{self._serial}@example.com", "password": PASSWORD}
+        status, body = ask(port, "POST", "/users", token, json.dumps(draft), "application/json")
+        if status != 201 or json.loads(body)["username"] != draft["username"] or PASSWORD in body.decode():
+            raise BenchError(f"{row.name} answered a registration with {status} {body[:200]!r}")
         status, _ = ask(port, "GET", f"/users/{person}", "")
         if status not in (401, 403):
             raise BenchError(f"{row.name} let a caller without a token in: {status}")

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dev import infra
 from tests.bench import machine, outages, people, results
-from tests.bench.errors import BenchError, Missing
+from tests.bench.errors import BenchError
 from tests.bench.gateway import named
 from tests.bench.peers import STATE, Wheels
 from tests.bench.people import LOCK, PEOPLE, POOL, ROWS, Row, Stage
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, tell: Callable[[str], None]) -> tuple[dict[
         if "throughput" in parts:
             windows = _throughput(driver, rows, kinds, rounds=rounds, window_s=window_s, tell=tell)
         if "outages" in parts and any(row.is_ours for row in rows):
-            seen = outages.run(driver, servers, tell=tell)
+            seen = outages.run(driver, tell=tell)
     medians = _medians(windows)
     raw = {
         "method": METHOD,
@@ -100,17 +100,16 @@ def run(options: argparse.Namespace, tell: Callable[[str], None]) -> tuple[dict[
 
 def _prepare(rows: Sequence[Row], tell: Callable[[str], None]) -> tuple[list[Row], dict[str, str]]:
     """Install what the peers need; returns the rows that can run, and why others cannot."""
-    wheels = Wheels(lock=LOCK)
-    if not wheels.is_installed and any(row.name in ("template", "drf", "orm") for row in rows):
-        tell("installing the Python peers into .roundhouse/bench (once) ...")
-        wheels.install()
-    skipped = {}
-    if any(row.name == "fastify" for row in rows):
+    tell("making sure of the peers in .roundhouse/bench (installed once) ...")
+    reasons = {}
+    for need in sorted({row.needs for row in rows} - {""}):
         try:
-            people.install_fastify()
-        except Missing as error:
-            skipped["fastify"] = str(error)
-            tell(f"without fastify: {error}")
+            people.INSTALLERS[need]()
+        except BenchError as error:
+            reasons[need] = str(error)
+    skipped = {row.name: reasons[row.needs] for row in rows if row.needs in reasons}
+    for name, reason in skipped.items():
+        tell(f"without {name}: {reason}")
     return [row for row in rows if row.name not in skipped], skipped
 
 
@@ -162,18 +161,15 @@ def _medians(windows: Sequence[Window]) -> dict[str, dict[str, dict[str, float]]
 def _ratios(medians: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
     """Return ours over theirs, per core: `read_vs_fastify` 0.5 is half of its rate."""
     ours = medians.get("ours", {})
-    found = {
-        f"{kind}_vs_{row}": ours[kind]["per_core_s"] / theirs[kind]["per_core_s"]
-        for row, theirs in medians.items()
-        if row != "ours"
-        for kind in KINDS
-        if kind in ours and kind in theirs
-    }
-    if cached := ours.get("cached-read"):
-        if "read" in ours:
-            found["cached_vs_uncached_read"] = cached["per_core_s"] / ours["read"]["per_core_s"]
-        if theirs := medians.get("fastify", {}).get("read"):
-            found["cached_read_vs_fastify"] = cached["per_core_s"] / theirs["per_core_s"]
+    found = {}
+    for row, theirs in medians.items():
+        pairs = [] if row == "ours" else [(kind, kind) for kind in KINDS] + [("cached-read", "read")]
+        for kind, their_kind in pairs:
+            if kind in ours and their_kind in theirs:
+                key = f"{kind}_vs_{row}".replace("-", "_")
+                found[key] = ours[kind]["per_core_s"] / theirs[their_kind]["per_core_s"]
+    if "cached-read" in ours and "read" in ours:
+        found["cached_vs_uncached"] = ours["cached-read"]["per_core_s"] / ours["read"]["per_core_s"]
     return found
 
 

@@ -1,10 +1,11 @@
 """The result files: their schema, the arithmetic of their ratios, and those that are kept in the repository."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 
-from tests.bench import gateway, results
+from tests.bench import results
 from tests.bench.errors import BenchError
 
 GOOD = {"name": "x", "commit": "abc", "date": "2026-11-25", "machine": {}, "raw": {}, "ratios": {"cpu_vs_envoy": 1.25}}
@@ -69,7 +70,9 @@ def test_a_table_is_markdown():
     assert results.markdown(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
-def test_the_gateways_readme_shows_the_kept_result():
-    """After a new whole run, put what `python -m tests.bench table gateway` prints there."""
-    readme = (Path(__file__).parents[3] / "services" / "gateway" / "README.md").read_text()
-    assert gateway.table(results.load(results.RESULTS / "gateway.json")).strip() in readme
+@pytest.mark.parametrize("path", sorted(results.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_services_readme_shows_its_kept_result(path):
+    """After a new whole run, put what `python -m tests.bench table NAME` prints there."""
+    scenario = importlib.import_module(f"tests.bench.{path.stem}")
+    readme = (Path(__file__).parents[3] / "services" / path.stem / "README.md").read_text()
+    assert scenario.table(results.load(path)).strip() in readme

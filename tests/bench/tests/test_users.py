@@ -1,17 +1,22 @@
 """The benchmark `users`: its load, its arithmetic and its table."""
 
+import asyncio
 import json
 import shutil
 import subprocess
+import time
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fastapi import FastAPI
 
+from shared.app import Application, Runtime
 from tests.bench import outages, people, results, users
 from tests.bench.errors import BenchError
 from tests.bench.people import ROWS, Stage
 from tests.bench.people_load import Driver, Window
 from tests.bench.processes import stand
+from tests.bench.watched import PATH, Watch
 
 
 def window(row: str, kind: str, number: int, per_core_s: float) -> Window:
@@ -22,13 +27,20 @@ def windows():
     return [
         *(window("ours", "read", number, rate) for number, rate in enumerate((900, 1000, 5000))),
         *(window("fastify", "read", number, rate) for number, rate in enumerate((2000, 100, 4000))),
+        window("fastify-cache", "read", 0, 10000),
         window("ours", "cached-read", 0, 3000),
     ]
 
 
 def test_ratios_are_of_medians_ours_over_theirs():
     found = users._ratios(users._medians(windows()))
-    assert found == {"read_vs_fastify": 0.5, "cached_vs_uncached_read": 3.0, "cached_read_vs_fastify": 1.5}
+    assert found == {
+        "read_vs_fastify": 0.5,
+        "cached_vs_uncached": 3.0,
+        "cached_read_vs_fastify": 1.5,
+        "read_vs_fastify_cache": 0.1,
+        "cached_read_vs_fastify_cache": 0.3,
+    }
 
 
 def test_the_table_shows_rates_by_core_and_what_is_missing():
@@ -46,18 +58,56 @@ def test_the_table_shows_rates_by_core_and_what_is_missing():
 
 def test_what_the_outages_showed_becomes_figures_and_sentences():
     seen = {
-        "burst": {"probe_p99_ms": 4.0, "quiet_p99_ms": 1.0, "reads_kept": 0.6},
+        "burst": {
+            **{"lag_p99_ms": 2.0, "quiet_lag_p99_ms": 0.5, "probe_p99_ms": 4.0, "quiet_p99_ms": 1.0},
+            "reads_kept": 0.6,
+        },
         "redis_down": {"up_p99_ms": 1.0, "down_p99_ms": 2.5, "added_p99_ms": 1.5, "errors": 0.0},
+        "nats_down": {"writes": 4000.0, "failed": 0.0},
     }
     assert outages.ratios(seen) == {
+        "login_burst_lag_p99_ms": 2.0,
         "login_burst_probe_p99_ms": 4.0,
         "login_burst_reads_kept": 0.6,
         "redis_down_added_p99_ms": 1.5,
         "redis_down_errors": 0.0,
+        "nats_down_failed_writes": 0.0,
     }
-    assert len(list(outages.sentences(seen))) == 2
+    assert len(list(outages.sentences(seen))) == 3
     assert outages.ratios({}) == {}
     assert not list(outages.sentences({}))
+
+
+def test_a_peer_that_cannot_be_installed_is_left_out_with_its_reason(monkeypatch):
+    def refuse() -> None:
+        raise BenchError("no way to the registry")
+
+    monkeypatch.setattr(people, "INSTALLERS", {"wheels": refuse, "fastify": lambda: None})
+    told = []
+    rows, skipped = users._prepare(ROWS, told.append)
+    assert [row.name for row in rows] == ["fastify", "fastify-cache", "ours"]
+    assert skipped == dict.fromkeys(("template", "drf", "orm"), "no way to the registry")
+    assert "without drf: no way to the registry" in told
+
+
+async def test_a_loop_that_is_held_up_is_told_late():
+    async def serve(scope, receive, send):
+        await asyncio.sleep(0.01)
+        time.sleep(0.05)  # what must not happen in a loop
+        await asyncio.sleep(0.01)
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    app = Application(FastAPI(), serve, Runtime(), None)
+    watch = Watch(app)
+    async with app.runtime.tasks:
+        await watch({"type": "lifespan"}, None, send)
+        await watch({"type": "http", "path": PATH}, None, send)
+    late = json.loads(sent[-1]["body"])
+    assert max(late) > 0.02
 
 
 @pytest.fixture
