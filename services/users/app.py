@@ -34,7 +34,7 @@ from services.users.domain.sessions import Endings, SessionService
 from services.users.domain.strength import PasswordStrength
 from services.users.domain.throttle import FailedLogins
 from services.users.domain.users import UserService
-from services.users.domain.watched import WatchedUsers
+from services.users.domain.watched import WatchedUsers, watched_units
 from services.users.model.records import Event, StoredKey
 from services.users.model.text import normalise_email, normalise_password
 from services.users.routes import audit, auth, batch, collection, keys, reads, sessions, users
@@ -133,7 +133,7 @@ async def _assemble(
 
     records = _open_records(settings, runtime, cache, bus)
     stack.callback(records.close)
-    store = replace(store, users=WatchedUsers(store.users, records))
+    store = replace(store, users=WatchedUsers(store.users, records), unit=watched_units(store.unit, records))
     relay = OutboxRelay(store.outbox, bus, tally=tally, relayed=_teller(records))
     verifier = TokenVerifier(signing)
     endings, feed = await _follow(settings, runtime, relay, verifier)

@@ -1,19 +1,30 @@
 """A repository of users that tells the cache of every change it stored, so that no writer can forget to."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
-from services.users.domain.ports import UserRepository
+from services.users.domain.ports import IdempotencyStore, Unit, UserRepository
 from services.users.model.listing import Listed, UserQuery
 from services.users.model.records import AddedUser, AuditEntry, Credentials, DeletedUser, Event, Finished, User
 from services.users.model.view import user_json
 from shared.cache.tiered import TieredCache
 
 
+class HearsChanges(Protocol):
+    """What is told, as a TieredCache is."""
+
+    async def changed(
+        self, key: str, version: int = 0, *, value: bytes | None = None, is_told: bool = True
+    ) -> None: ...
+
+
 class WatchedUsers:
     """A UserRepository around another."""
 
-    def __init__(self, users: UserRepository, cache: TieredCache) -> None:
+    def __init__(self, users: UserRepository, cache: HearsChanges) -> None:
         self._users = users
         self._cache = cache
 
@@ -39,11 +50,11 @@ class WatchedUsers:
         await self._made(user)
 
     async def add_many(self, new: Sequence[AddedUser]) -> Sequence[str]:
-        fields = await self._users.add_many(new)
-        for each, field in zip(new, fields, strict=True):
-            if not field:
+        refused = await self._users.add_many(new)
+        for each, taken in zip(new, refused, strict=True):
+            if not taken:
                 await self._made(each.user)
-        return fields
+        return refused
 
     async def replace(
         self,
@@ -115,3 +126,35 @@ class WatchedUsers:
 
     async def has_admin(self) -> bool:
         return await self._users.has_admin()
+
+
+@dataclass(slots=True)
+class _Deferred:
+    """Hears changes that are not stored yet."""
+
+    heard: list[tuple[str, int, bytes | None, bool]] = field(default_factory=list)
+
+    async def changed(self, key: str, version: int = 0, *, value: bytes | None = None, is_told: bool = True) -> None:
+        self.heard.append((key, version, value, is_told))
+
+
+@dataclass(frozen=True, slots=True)
+class _WatchedUnit:
+    users: UserRepository
+    idempotency: IdempotencyStore
+
+
+def watched_units(
+    units: Callable[[], AbstractAsyncContextManager[Unit]], cache: TieredCache
+) -> Callable[[], AbstractAsyncContextManager[Unit]]:
+    """Return units of work that tell the cache of their changes once they are stored, and of none where they are not."""
+
+    @asynccontextmanager
+    async def begin() -> AsyncIterator[Unit]:
+        deferred = _Deferred()
+        async with units() as unit:
+            yield _WatchedUnit(WatchedUsers(unit.users, deferred), unit.idempotency)
+        for key, version, value, is_told in deferred.heard:
+            await cache.changed(key, version, value=value, is_told=is_told)
+
+    return begin

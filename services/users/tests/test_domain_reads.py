@@ -11,7 +11,7 @@ from services.users.domain import reads as reads_module
 from services.users.domain.events import event_of, session_reused, versions_told
 from services.users.domain.ports import UserRepository, VersionChanged
 from services.users.domain.reads import AWAY, UserReads
-from services.users.domain.watched import WatchedUsers
+from services.users.domain.watched import WatchedUsers, watched_units
 from services.users.model.records import Actor
 from shared.cache.entries import CacheConfig, Found
 from shared.cache.tiered import TieredCache
@@ -144,6 +144,26 @@ async def test_what_was_not_stored_changes_nothing_that_is_known(watched, cache,
     with pytest.raises(VersionChanged):
         await watched.remove(user.id, event_of(user, "deleted"), expected_version=8)
     assert await shown(watched, cache, user.id) == 1
+
+
+async def test_a_unit_of_work_is_known_once_it_is_stored_and_not_before(store, watched, cache, make_user):
+    user = make_user("Ada")
+    await watched.add(user, "hash", event_of(user, "created"))
+    changed = replace(user, version=2, full_name="Ada")
+    begin = watched_units(store.unit, cache)
+
+    async def fail():
+        async with begin() as unit:
+            await unit.users.replace(changed, event_of(changed, "updated"), expected_version=1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await fail()
+    assert await shown(watched, cache, user.id) == 1
+    async with begin() as unit:
+        await unit.users.replace(changed, event_of(changed, "updated"), expected_version=1)
+        assert cache.peek(user.id).version == 1
+    assert await shown(watched, cache, user.id) == 2
 
 
 def test_every_method_of_a_repository_is_watched():
