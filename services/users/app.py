@@ -148,7 +148,7 @@ async def _assemble(
         requires_match=settings.require_if_match,
     )
     session_service = SessionService(
-        store.sessions, signing, endings, successor_key=successors, lasts_s=settings.session_lasts_s
+        store.sessions, signing, endings, tally, successor_key=successors, lasts_s=settings.session_lasts_s
     )
     counters = Counters(cache)
     stack.push_async_callback(counters.close)

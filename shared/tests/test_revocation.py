@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from shared.ids import made_at, new_id
 from shared.revocation import Revocation, RevokedTokens, follow
 from shared.tasks import Supervisor
 from shared.testing.bus_probe import eventually
-from shared.testing.revocation import EVENT, event_of
+from shared.testing.processes import NatsProcess
+from shared.testing.revocation import EVENT, end_session, event_of
 from shared.testing.tokens import TokenMint
 from shared.tokens import Identity, TokenVerifier
 
@@ -289,3 +291,36 @@ async def test_before_the_first_event_there_is_no_log_and_nothing_to_wait_for(
         broker.logs["EVT"].append(EVENT, event_of(ended(token.subject, token.session_id)), {}, "")
 
         await eventually(lambda: service.revoked.covers(token))
+
+
+@pytest.mark.slow
+async def test_after_nats_died_what_ended_meanwhile_is_read_and_the_push_works_again(tmp_path: Path) -> None:
+    nats = NatsProcess(tmp_path)
+    nats.start()
+    try:
+        mint = TokenMint()
+        verifier = TokenVerifier(mint)
+        before, missed, later = (mint.token() for _ in range(3))
+        known = [await verifier.verify(token) for token in (before, missed, later)]
+        async with connected(nats.url, name="here") as here, Supervisor() as tasks:
+            await here.ensure_log(EVT)
+            service = await follow(tasks, verifier, lambda: connected(nats.url, name="there"), issuer="users")
+            await here.append(EVENT, event_of(ended(known[0].subject, known[0].session_id)))
+            await eventually(lambda: verifier.remembered(before) is None)
+
+            nats.kill()
+            await eventually(lambda: not here.connected)
+            # Tokens go on being verified, and what is known to be revoked stays so.
+            assert verifier.remembered(missed)
+            assert verifier.remembered(before) is None
+            await service.announce(event_of(ended("somebody", "else")))
+            nats.start()
+            await eventually(lambda: here.connected)
+            # Stored while the service has not come back, or just as it does: it must not matter.
+            await here.append(EVENT, event_of(ended(known[1].subject, known[1].session_id)))
+
+            await eventually(lambda: verifier.remembered(missed) is None)
+            await end_session(nats.url, later)
+            await eventually(lambda: verifier.remembered(later) is None)
+    finally:
+        nats.kill()

@@ -9,6 +9,14 @@ class PrometheusTally:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._users_created = Counter("users_created", "Users registered.", registry=registry)
         self._logins = Counter("logins", "Log-ins, by result: ok, refused, limited.", ("result",), registry=registry)
+        self._ended = Counter(
+            "sessions_ended",
+            "Sessions ended by their user, an admin or a refresh token that was used twice, by reason.",
+            ("reason",),
+            registry=registry,
+        )
+        for reason in ("logged_out", "revoked", "reused"):
+            self._ended.labels(reason)
         self._backlog = Gauge(
             "outbox_backlog",
             "Events that wait for the bus; 0 on replicas whose relay does not lead.",
@@ -22,6 +30,9 @@ class PrometheusTally:
 
     def login(self, result: str) -> None:
         self._logins.labels(result).inc()
+
+    def session_ended(self, reason: str) -> None:
+        self._ended.labels(reason).inc()
 
     def backlog(self, events: int) -> None:
         self._backlog.set(events)

@@ -87,6 +87,7 @@ class KeyRotation:
         self._changed = changed
         self._tell = tell
         self._woken = asyncio.Event()
+        self._is_away = False
         self._log = structlog.get_logger()
 
     def wake(self) -> None:
@@ -99,9 +100,12 @@ class KeyRotation:
             self._woken.clear()
             try:
                 await self.look()
+                self._is_away = False
             except Unavailable as error:
-                # The keys that are known go on; the store's own metrics and readiness say that it is away.
-                self._log.info("keys_not_looked_at", reason=str(error)[:200])
+                # The keys that are known go on.
+                if not self._is_away:
+                    self._log.warning("keys_not_looked_at", reason=str(error)[:200])
+                self._is_away = True
             await self._sleep()
 
     async def _sleep(self) -> None:

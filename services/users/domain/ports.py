@@ -87,8 +87,9 @@ class UserRepository(Protocol):
     ) -> None:
         """Store a changed user, whose version is `expected_version` + 1.
 
-        A `password_hash` replaces the old one. With it or with `ended`, the event that tells of it, all of the user's sessions but
-        `keep_session` end. Raises VersionChanged, Conflict naming the field that is taken.
+        A `password_hash` replaces the old one. With it or with `ended`, all of the user's sessions but `keep_session` end; `ended`
+        is the event by which the other services learn of that, so whoever gives a password gives it too.
+        Raises VersionChanged, Conflict naming the field that is taken.
         """
 
     async def remove(
@@ -280,6 +281,9 @@ class Tally(Protocol):
 
     def login(self, result: str) -> None:
         """Count a log-in by its result: ok, refused, locked or limited."""
+
+    def session_ended(self, reason: str) -> None:
+        """Count an end of one or more sessions by its reason: logged_out, revoked or reused."""
 
     def backlog(self, events: int) -> None:
         """Report how many events wait in the outbox."""

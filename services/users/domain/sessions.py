@@ -12,7 +12,7 @@ import structlog
 
 from services.users.domain.audit import entry_of
 from services.users.domain.events import session_ended, session_reused
-from services.users.domain.ports import RefreshReused, SessionRepository, TokenIssuer
+from services.users.domain.ports import RefreshReused, SessionRepository, Tally, TokenIssuer
 from services.users.model.records import Actor, Client, Event, Exchange, Session, Tokens, User
 from shared.errors import NotFound, Unauthorized
 from shared.ids import is_id, new_id
@@ -51,6 +51,7 @@ class SessionService:
         sessions: SessionRepository,
         issuer: TokenIssuer,
         endings: Endings,
+        tally: Tally,
         *,
         successor_key: bytes,
         lasts_s: float,
@@ -58,6 +59,7 @@ class SessionService:
         self._sessions = sessions
         self._issuer = issuer
         self._endings = endings
+        self._tally = tally
         self._successor_key = successor_key
         self._lasts = timedelta(seconds=lasts_s)
         self._log = structlog.get_logger()
@@ -118,6 +120,7 @@ class SessionService:
         events = [session_reused(user_id, session_id), ended]
         if await self._sessions.end(user_id, session_id=session_id, events=events, audit=audit):
             self._log.warning("refresh_reused", user=user_id, session=session_id, action="session ended")
+            self._tally.session_ended("reused")
             await self._endings.tell(ended)
 
     async def user_of(self, actor: Actor) -> User:
@@ -162,6 +165,7 @@ class SessionService:
         audit = entry_of("session.ended", user_id=user_id, actor=actor, after={**what, "reason": reason})
         ended = await self._sessions.end(user_id, session_id=session_id, keep=keep, events=[event], audit=audit)
         if ended:
+            self._tally.session_ended(reason)
             await self._endings.tell(event)
         return ended > 0
 

@@ -186,12 +186,16 @@ class FakeTally:
     users_created: int = 0
     logins: list[str] = field(default_factory=list)
     backlogs: list[int] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
 
     def user_created(self) -> None:
         self.users_created += 1
 
     def login(self, result: str) -> None:
         self.logins.append(result)
+
+    def session_ended(self, reason: str) -> None:
+        self.ends.append(reason)
 
     def backlog(self, events: int) -> None:
         self.backlogs.append(events)
@@ -237,7 +241,7 @@ def endings(told: list[Event]) -> Endings:
 
 
 @pytest.fixture
-def make_sessions(database: MemoryDatabase, endings: Endings) -> Callable[..., SessionService]:
+def make_sessions(database: MemoryDatabase, endings: Endings, tally: FakeTally) -> Callable[..., SessionService]:
     """Sessions in `database`, whose access tokens can be read."""
 
     def make(repository: MemorySessions | None = None, *, lasts_s: float = 3600) -> SessionService:
@@ -245,6 +249,7 @@ def make_sessions(database: MemoryDatabase, endings: Endings) -> Callable[..., S
             repository or MemorySessions(database),
             ReadableTokens(),
             endings,
+            tally,
             successor_key=b"a key for the tests",
             lasts_s=lasts_s,
         )
