@@ -105,10 +105,12 @@ class UsersRig:
     def url(self, place: int = 0) -> str:
         return f"http://{self.replicas[place].address}"
 
-    async def register(self, place: int = 0, **headers: str) -> httpx2.Response:
+    def new_body(self) -> dict[str, str]:
         name = f"someone{next(self.serial)}"
-        body = {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
-        return await self.client.post(f"{self.url(place)}/users", json=body, headers=headers)
+        return {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
+
+    async def register(self, place: int = 0, body: dict[str, str] | None = None, **headers: str) -> httpx2.Response:
+        return await self.client.post(f"{self.url(place)}/users", json=body or self.new_body(), headers=headers)
 
     async def fill(self, count: int) -> list[str]:
         """Store so many users at once, who cannot log in; return their ids."""
@@ -131,32 +133,44 @@ class UsersRig:
         return await self.bearer("admin", ADMIN_PASSWORD)
 
     @asynccontextmanager
-    async def writing(self, writers: int = WRITERS) -> AsyncIterator[Seen]:
-        """Let so many writers register users meanwhile, one after the other each, over all replicas."""
+    async def writing(self, writers: int = WRITERS, *, insists: bool = False) -> AsyncIterator[Seen]:
+        """Let so many writers register users meanwhile, one after the other each, over all replicas.
+
+        Who insists has an Idempotency-Key for each user and asks again with it, also afterwards, until that user is there.
+        """
         seen, is_over = Seen(), asyncio.Event()
 
         async def write(place: int) -> None:
             while not is_over.is_set():
-                try:
-                    answer = await self.register(place % len(self.replicas))
-                except httpx2.TransportError:
-                    seen.statuses[0] += 1
-                    await asyncio.sleep(0.05)
-                    continue
-                seen.statuses[answer.status_code] += 1
-                if answer.status_code == 201:
-                    seen.acknowledged.append(answer.json()["id"])
-                    seen.succeeded_at.append(time.monotonic())
-                else:
-                    await asyncio.sleep(0.02)
+                body = self.new_body()
+                headers = {"Idempotency-Key": body["username"]} if insists else {}
+                is_there = await self._write(seen, place, body, headers)
+                while insists and not is_there:
+                    is_there = await self._write(seen, place, body, headers)
 
         async with asyncio.TaskGroup() as tasks:
             for place in range(writers):
-                tasks.create_task(write(place))
+                tasks.create_task(write(place % len(self.replicas)))
             try:
                 yield seen
             finally:
                 is_over.set()
+
+    async def _write(self, seen: Seen, place: int, body: dict[str, str], headers: dict[str, str]) -> bool:
+        try:
+            answer = await self.register(place, body, **headers)
+        except httpx2.TransportError:
+            seen.statuses[0] += 1
+            await asyncio.sleep(0.05)
+            return False
+        seen.statuses[answer.status_code] += 1
+        if answer.status_code == 201:
+            seen.acknowledged.append(answer.json()["id"])
+            seen.succeeded_at.append(time.monotonic())
+            return True
+        # Under a key that died with PostgreSQL it may be some seconds.
+        await asyncio.sleep(0.02 if answer.status_code == 503 else 0.5)
+        return False
 
     async def events(self, subject: str) -> list[dict[str, Any]]:
         """Return all events of a subject, oldest first."""

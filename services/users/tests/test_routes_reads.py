@@ -4,14 +4,16 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
+import httpx2
 import pytest
 from pydantic import SecretStr
 
 from services.users.app import create
-from services.users.routes.reads import asks_the_store
+from services.users.routes.reads import HotReads, asks_the_store
 from shared.bus.memory import broker_named
 from shared.cache.entries import Found
 from shared.ids import new_id
+from shared.middleware import RequestLog
 from shared.testing.bus_probe import eventually
 from shared.testing.client import running
 
@@ -191,6 +193,23 @@ async def test_the_short_way_is_counted_and_logged_as_the_route(client, api):
     assert 'requests_total{method="GET",route="/users/{user_id}",status="200"} 2.0' in text
     assert 'requests_total{method="GET",route="/users/{user_id}",status="404"} 1.0' in text
     assert 'cache_reads_total{cache="records",result="hits"} 2.0' in text
+
+
+@pytest.mark.parametrize(("flags", "is_short"), [("00", True), ("01", False), ("03", False)])
+async def test_a_request_whose_span_is_exported_goes_to_the_framework(app, client, api, flags, is_short):
+    user = await api.register("ada")
+    headers = {**await api.bearer("ada"), "traceparent": f"00-{'a' * 32}-{'b' * 16}-{flags}"}
+    came = []
+
+    async def framework(scope, receive, send):
+        came.append(scope["path"])
+        await app.fastapi(scope, receive, send)
+
+    hot = HotReads(framework, app.fastapi.state, traces=True)
+    transport = httpx2.ASGITransport(app=RequestLog(hot))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://service.test") as traced:
+        assert (await traced.get(f"/users/{user['id']}", headers=headers)).json() == user
+    assert came == ([] if is_short else [f"/users/{user['id']}"])
 
 
 async def test_other_methods_and_paths_go_to_the_framework(client, api):
