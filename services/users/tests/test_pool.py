@@ -52,6 +52,20 @@ async def test_a_refusal_is_a_reason_not_to_start(contract_database):
             pass
 
 
+async def test_a_refused_row_is_not_told(database):
+    async with database.transaction() as transaction:
+        await transaction.row("CREATE TEMPORARY TABLE secrets (hash text CONSTRAINT short CHECK (length(hash) < 5))")
+    # The pool hands out the connection used last, which has the table.
+    with pytest.raises(asyncpg.CheckViolationError) as caught:
+        await database.row("INSERT INTO pg_temp.secrets VALUES ('$argon2id$of-ada')")
+    assert caught.value.constraint_name == "short"
+    assert "of-ada" not in str(caught.value)
+    with pytest.raises(asyncpg.CheckViolationError) as caught:
+        async with database.transaction() as transaction:
+            await transaction.row("INSERT INTO pg_temp.secrets VALUES ('$argon2id$of-ada')")
+    assert "of-ada" not in str(caught.value)
+
+
 async def test_a_full_pool_is_unavailable_after_a_bounded_wait(database, monkeypatch):
     monkeypatch.setattr(pool_module, "ACQUIRE_TIMEOUT_S", 0.05)
     async with database.connection(), database.connection():

@@ -52,6 +52,10 @@ def translated() -> Iterator[None]:
         # The driver's text may name hosts; it goes to the log, not to the client.
         structlog.get_logger().warning("store_unavailable", reason=f"{type(error).__name__}: {error}"[:300])
         raise Unavailable("the store is not available", retry_after_s=RETRY_AFTER_S) from error
+    except asyncpg.PostgresError as error:
+        # Expected by the caller, or a fault of ours that is logged: PostgreSQL tells the whole row there, its password hash too.
+        error.detail = None
+        raise
 
 
 class Statements(Protocol):
