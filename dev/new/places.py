@@ -23,7 +23,13 @@ class Place:
     take_out: Edit
 
 
-FLEET_ENTRY = 'Service("{name}", "services.{name}", needs=("valkey",)),\n'
+FLEET_ENTRY = """\
+Service(
+    "{name}",
+    "services.{name}",
+    needs=("nats", "valkey"),
+),
+"""
 NAME_ENTRY = '"{name}",\n'
 ROUTE_ENTRIES = """\
 Route(
@@ -47,19 +53,21 @@ CONTAINER_ENTRY = """\
   build: {{ context: ., args: {{ SERVICE: {name} }} }}
   environment:
     <<: *environment
+    NATS_URL: *nats-url
     REDIS_URL: *redis-url
     RH_{upper}_HOST: 0.0.0.0
     RH_{upper}_PORT: 8000
     RH_{upper}_ENDPOINTS: *endpoints
   networks: [fleet, stores]
   depends_on:
+    nats: {{ condition: service_healthy }}
     valkey: {{ condition: service_healthy }}
   deploy: {{ resources: {{ limits: {{ cpus: "1.0", memory: 192M, pids: 64 }} }} }}
 
 """
 CHART_ENTRY = """\
 {name}:
-  stores: [valkey]
+  stores: [nats, valkey]
 """
 
 

@@ -85,17 +85,17 @@ def test_what_is_not_there_is_taken_out_as_nothing(place: Place) -> None:
 def test_entries_that_were_changed_by_hand_are_taken_out_whole() -> None:
     changes = {
         "dev/fleet.py": (
-            f'"services.{SPARE}", needs=("valkey",)',
-            f'"services.{SPARE}", needs=("valkey", "nats"),\n            secret_files={{"A_FILE": "a"}},\n        ',
+            f'"services.{SPARE}",\n            needs=("nats", "valkey"),\n',
+            f'"services.{SPARE}",\n            needs=("valkey", "postgres"),\n            secret_files={{"A_FILE": "a"}},\n',
         ),
         "services/gateway/domain/defaults.py": ('methods=("POST",),\n', 'methods=("POST",),\n        timeout_s=3,\n'),
         "compose.yaml": (
-            "    networks: [fleet, stores]\n    depends_on:\n      valkey:",
+            "    networks: [fleet, stores]\n    depends_on:\n      nats: { condition: service_healthy }\n      valkey:",
             "    user: root\n\n    depends_on:\n      valkey:",
         ),
         "charts/roundhouse/values.yaml": (
-            "    stores: [valkey]\n",
-            "    stores: [valkey]\n    # more\n    calls: [users]\n",
+            "    stores: [nats, valkey]\n",
+            "    stores: [nats, valkey]\n    # more\n    calls: [users]\n",
         ),
     }
     for place in PLACES:
