@@ -16,16 +16,17 @@ class MemorySessions:
     def __init__(self, database: MemoryDatabase) -> None:
         self._db = database
 
-    async def open(self, session: Session, *, audit: AuditEntry | None = None) -> None:
+    async def open(self, session: Session, *, audit: AuditEntry | None = None) -> int:
         async with self._db.locked(self._db.users, self._db.sessions, self._db.audit):
             if session.user_id not in self._db.users.records:
                 raise NotFound("there is no such user")
             records = self._db.sessions.records
-            for position, other in enumerate(self._of(session.user_id), start=1):
-                if position >= SESSIONS_PER_USER_MAX or other.expires_at <= session.created_at:
+            for other in self._of(session.user_id):
+                if other.expires_at <= session.created_at:
                     del records[other.id]
             records[session.id] = session
             self._db.record(audit)
+            return len(self._of(session.user_id))
 
     def _of(self, user_id: str) -> list[Session]:
         found = [session for session in self._db.sessions.records.values() if session.user_id == user_id]
@@ -40,7 +41,7 @@ class MemorySessions:
 
     async def of_user(self, user_id: str, *, now: datetime) -> list[Session]:
         async with self._db.locked(self._db.sessions):
-            return [session for session in self._of(user_id) if session.expires_at > now]
+            return [session for session in self._of(user_id) if session.expires_at > now][: 2 * SESSIONS_PER_USER_MAX]
 
     async def rotate(self, exchange: Exchange) -> tuple[str, User]:
         async with self._db.locked(self._db.users, self._db.sessions):

@@ -11,11 +11,11 @@ class PrometheusTally:
         self._logins = Counter("logins", "Log-ins, by result: ok, refused, limited.", ("result",), registry=registry)
         self._ended = Counter(
             "sessions_ended",
-            "Sessions ended by their user, an admin or a refresh token that was used twice, by reason.",
+            "Sessions ended by their user, an admin, a refresh token used twice or one log-in too many, by reason.",
             ("reason",),
             registry=registry,
         )
-        for reason in ("logged_out", "revoked", "reused"):
+        for reason in ("logged_out", "revoked", "reused", "over_limit"):
             self._ended.labels(reason)
         self._backlog = Gauge(
             "outbox_backlog",

@@ -131,14 +131,14 @@ class UserRepository(Protocol):
 class SessionRepository(Protocol):
     """All calls may raise Unavailable."""
 
-    async def open(self, session: Session, *, audit: AuditEntry | None = None) -> None:
-        """Store a session; the user's expired ones and those over the limit are dropped. Raises NotFound: the user is gone."""
+    async def open(self, session: Session, *, audit: AuditEntry | None = None) -> int:
+        """Store a session and drop the user's expired ones; return how many it has now. Raises NotFound: the user is gone."""
 
     async def user_of(self, session_id: str, *, now: datetime) -> User:
         """Return whose live session this is. Raises NotFound."""
 
     async def of_user(self, user_id: str, *, now: datetime) -> list[Session]:
-        """Return a user's live sessions, newest first."""
+        """Return a user's live sessions, newest first, up to twice the limit."""
 
     async def rotate(self, exchange: Exchange) -> tuple[str, User]:
         """Exchange the hash of the refresh token in one step; return the session's id and user.
@@ -283,7 +283,7 @@ class Tally(Protocol):
         """Count a log-in by its result: ok, refused, locked or limited."""
 
     def session_ended(self, reason: str) -> None:
-        """Count an end of one or more sessions by its reason: logged_out, revoked or reused."""
+        """Count an end of one or more sessions by its reason: logged_out, revoked, reused or over_limit."""
 
     def backlog(self, events: int) -> None:
         """Report how many events wait in the outbox."""

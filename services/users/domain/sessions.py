@@ -12,7 +12,7 @@ import structlog
 
 from services.users.domain.audit import entry_of
 from services.users.domain.events import session_ended, session_reused
-from services.users.domain.ports import RefreshReused, SessionRepository, Tally, TokenIssuer
+from services.users.domain.ports import SESSIONS_PER_USER_MAX, RefreshReused, SessionRepository, Tally, TokenIssuer
 from services.users.model.records import Actor, Client, Event, Exchange, Session, Tokens, User
 from shared.errors import NotFound, Unauthorized
 from shared.ids import is_id, new_id
@@ -81,7 +81,9 @@ class SessionService:
         )
         actor = Actor(user.id, user.role, session.id)
         audit = entry_of("session.opened", user_id=user.id, actor=actor, after={"session_id": session.id})
-        await self._sessions.open(session, audit=audit)
+        if await self._sessions.open(session, audit=audit) > SESSIONS_PER_USER_MAX:
+            for oldest in (await self.of_user(user.id))[SESSIONS_PER_USER_MAX:]:
+                await self._end(actor, user.id, "over_limit", session_id=oldest.id)
         return self._tokens(user, session.id, family + secret)
 
     def _tokens(self, user: User, session_id: str, refresh: bytes) -> Tokens:

@@ -131,7 +131,7 @@ async def test_a_user_deleted_during_the_login_gets_nothing(make_service, make_s
     class Late(MemorySessions):
         async def open(self, session, *, audit=None):
             database.users.records.clear()
-            await super().open(session, audit=audit)
+            return await super().open(session, audit=audit)
 
     with pytest.raises(Unauthorized):
         await log_in(make_service(sessions=make_sessions(Late(database))))

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from services.users.domain.ports import SESSIONS_PER_USER_MAX
 from services.users.domain.sessions import FAMILY_BYTES, GRACE_S, SECRET_BYTES
 from services.users.model.records import Actor, Client
 from shared.errors import NotFound, Unauthorized
@@ -226,3 +227,18 @@ async def test_one_session_or_all_others_are_ended(service, ada, make_user, told
     one, all_others = [Revocation.of_event(event.payload) for event in told]
     assert one.session_id == actor_of(there).session_id
     assert (all_others.session_id, all_others.kept_session_id) == ("", actor.session_id)
+
+
+async def test_one_log_in_too_many_ends_the_oldest_session(service, ada, told, tally):
+    first, second, *_ = [await service.open(ada, HOME) for _ in range(SESSIONS_PER_USER_MAX)]
+    assert not told
+
+    newest = await service.open(ada, HOME)
+
+    with pytest.raises(Unauthorized):
+        await service.user_of(actor_of(first))
+    assert await service.user_of(actor_of(second)) == ada
+    assert await service.user_of(actor_of(newest)) == ada
+    (event,) = told
+    assert Revocation.of_event(event.payload).session_id == actor_of(first).session_id
+    assert tally.ends == ["over_limit"]

@@ -120,20 +120,25 @@ async def test_racing_exchanges_of_one_token_have_one_result(store, add_user, ma
     assert (found.refresh_hash, found.previous_hash) == (b"two", b"one")
 
 
-async def test_one_session_too_many_ends_the_oldest(store, add_user, make_session):
+async def test_opening_tells_how_many_sessions_the_user_has(store, add_user, make_session):
     user, other = await add_user(), await add_user()
-    sessions = [make_session(user) for _ in range(SESSIONS_PER_USER_MAX)]
-    bystander = make_session(other)
-    for session in (bystander, *sessions):
+    await store.sessions.open(make_session(other))
+    short = make_session(user)
+    await store.sessions.open(replace(short, expires_at=short.created_at + timedelta(microseconds=1)))
+
+    assert [await store.sessions.open(make_session(user)) for _ in range(3)] == [1, 2, 3]
+    assert await store.sessions.open(make_session(other)) == 2
+
+
+async def test_no_more_than_twice_the_limit_are_listed_newest_first(store, add_user, make_session):
+    user = await add_user()
+    sessions = [make_session(user) for _ in range(2 * SESSIONS_PER_USER_MAX + 1)]
+    for session in sessions:
         await store.sessions.open(session)
-    now = sessions[-1].created_at
 
-    await store.sessions.open(make_session(user))
+    found = await store.sessions.of_user(user.id, now=sessions[-1].created_at)
 
-    with pytest.raises(NotFound):
-        await store.sessions.user_of(sessions[0].id, now=now)
-    assert (await store.sessions.user_of(sessions[1].id, now=now)).id == user.id
-    assert (await store.sessions.user_of(bystander.id, now=now)).id == other.id
+    assert [session.id for session in found] == [session.id for session in reversed(sessions[1:])]
 
 
 async def test_expired_sessions_go_when_the_user_comes_back(store, add_user, make_session):

@@ -18,15 +18,14 @@ _COLUMNS = "id, user_id, family_hash, refresh_hash, created_at, expires_at, prev
 
 _OPEN = f"""
 WITH dropped AS (
-    DELETE FROM sessions WHERE user_id = $2 AND (
-        expires_at <= $5
-        OR id IN (SELECT id FROM sessions WHERE user_id = $2 ORDER BY id DESC OFFSET $10)
-    )
+    DELETE FROM sessions WHERE user_id = $2 AND expires_at <= $5
 ), audited AS (
-    {audit_rows("$11")}
+    {audit_rows("$10")}
+), added AS (
+    INSERT INTO sessions (id, user_id, family_hash, refresh_hash, created_at, expires_at, used_at, address, user_agent)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 )
-INSERT INTO sessions (id, user_id, family_hash, refresh_hash, created_at, expires_at, used_at, address, user_agent)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+SELECT count(*) AS before FROM sessions WHERE user_id = $2 AND expires_at > $5
 """  # noqa: S608 - constants only
 
 # Who waits here for the lock of a row that another has just rotated finds the new hashes in it, and makes the exchange again.
@@ -58,9 +57,9 @@ class PostgresSessions:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    async def open(self, session: Session, *, audit: AuditEntry | None = None) -> None:
+    async def open(self, session: Session, *, audit: AuditEntry | None = None) -> int:
         try:
-            await self._db.rows(
+            found = await self._db.row(
                 _OPEN,
                 session.id,
                 session.user_id,
@@ -71,11 +70,11 @@ class PostgresSessions:
                 session.used_at,
                 session.address,
                 session.user_agent,
-                SESSIONS_PER_USER_MAX - 1,
                 audit_json(audit),
             )
         except asyncpg.ForeignKeyViolationError as error:
             raise NotFound("there is no such user") from error
+        return int(found["before"]) + 1
 
     async def user_of(self, session_id: str, *, now: datetime) -> User:
         found = await self._db.row(
@@ -93,7 +92,7 @@ class PostgresSessions:
             f"SELECT {_COLUMNS} FROM sessions WHERE user_id = $1 AND expires_at > $2 ORDER BY id DESC LIMIT $3",  # noqa: S608
             user_id,
             now,
-            SESSIONS_PER_USER_MAX,
+            2 * SESSIONS_PER_USER_MAX,
         )
         return [_session_of(row) for row in rows]
 
