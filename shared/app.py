@@ -38,10 +38,11 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Opened(Generic[P]):
-    """Open resources: `parts` for the routes, and the round trips that readiness requires."""
+    """Open resources: `parts` for the routes, the round trips that readiness requires, and how long each may fail."""
 
     parts: P
     checks: Mapping[str, Check] = field(default_factory=dict)
+    tolerated_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @asynccontextmanager
@@ -100,7 +101,7 @@ def build(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with runtime.tasks, _told(resources(settings, runtime), runtime) as opened:
-            runtime.readiness.require(opened.checks)
+            runtime.readiness.require(opened.checks, opened.tolerated_s)
             app.state.parts = opened.parts
             structlog.get_logger().info("started", service=settings.service, replica=settings.replica_name)
             try:

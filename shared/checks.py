@@ -15,19 +15,26 @@ Check = Callable[[], Awaitable[None]]
 
 
 class Readiness:
-    """Whether this replica may be sent requests: not draining, and every required check passes."""
+    """Whether this replica may be sent requests: not draining, and every required check passes or is tolerated."""
 
     def __init__(self) -> None:
         self.draining = asyncio.Event()
         self._checks: dict[str, Check] = {}
+        self._tolerated_s: dict[str, float] = {}
+        self._passed_at: dict[str, float] = {}
         self._found: dict[str, str] = {}
         self._found_at = -1e9
         self._lock = asyncio.Lock()
         self._log = structlog.get_logger()
 
-    def require(self, checks: Mapping[str, Check]) -> None:
-        """Add checks by the name of what they ask."""
+    def require(self, checks: Mapping[str, Check], tolerated_s: Mapping[str, float] | None = None) -> None:
+        """Add checks by the name of what they ask.
+
+        One that is tolerated may fail for so many seconds after it last passed: the replica does without meanwhile, and taking all
+        of them away for what they all lack would help nobody. Before it has passed once, nothing is tolerated.
+        """
         self._checks.update(checks)
+        self._tolerated_s.update(tolerated_s or {})
 
     async def states(self) -> dict[str, str]:
         """Return `{name: "ok" | "failing"}`, at most half a second old."""
@@ -47,6 +54,7 @@ class Readiness:
             if self._found.get(name) != "failing":
                 self._log.warning("check_failing", check=name, reason=f"{type(error).__name__}: {error}"[:300])
             return "failing"
+        self._passed_at[name] = time.monotonic()
         return "ok"
 
     async def report(self) -> tuple[bool, dict[str, object]]:
@@ -54,5 +62,9 @@ class Readiness:
         checks = await self.states()
         if self.draining.is_set():
             return False, {"state": "draining", "checks": checks}
-        is_ready = all(state == "ok" for state in checks.values())
+        is_ready = all(state == "ok" or self._is_tolerated(name) for name, state in checks.items())
         return is_ready, {"state": "ready" if is_ready else "not_ready", "checks": checks}
+
+    def _is_tolerated(self, name: str) -> bool:
+        passed_at = self._passed_at.get(name)
+        return passed_at is not None and time.monotonic() - passed_at < self._tolerated_s.get(name, 0.0)

@@ -131,8 +131,7 @@ async def _assemble(
     async def bus() -> Bus:
         return await connect_bus(nats_url, name=settings.replica_name)
 
-    records = _open_records(settings, runtime, cache, bus)
-    stack.callback(records.close)
+    records = _open_records(settings, runtime, cache, bus, stack)
     store = replace(store, users=WatchedUsers(store.users, records), unit=watched_units(store.unit, records))
     relay = OutboxRelay(store.outbox, bus, tally=tally, relayed=_teller(records))
     verifier = TokenVerifier(signing)
@@ -156,7 +155,6 @@ async def _assemble(
     await _ensure_admin(settings, user_service)
     runtime.tasks.start("outbox-relay", relay.run)
     runtime.tasks.start("cleaner", _cleaner(settings, store, user_service).run)
-    runtime.tasks.start("records", records.run)
     parts = Parts(
         users=user_service,
         reads=UserReads(store.users, records),
@@ -172,7 +170,8 @@ async def _assemble(
         verifier=verifier,
         store=store,
     )
-    return Opened(parts, {"postgres": store.ping})
+    # While known records are read from memory, being sent no requests would help nobody.
+    return Opened(parts, {"postgres": store.ping}, {"postgres": settings.stale_max_s})
 
 
 async def _follow(
@@ -223,7 +222,11 @@ def _open_passwords(settings: UsersSettings, runtime: Runtime, stack: AsyncExitS
 
 
 def _open_records(
-    settings: UsersSettings, runtime: Runtime, cache: Cache, bus: Callable[[], Awaitable[Bus]]
+    settings: UsersSettings,
+    runtime: Runtime,
+    cache: Cache,
+    bus: Callable[[], Awaitable[Bus]],
+    stack: AsyncExitStack,
 ) -> TieredCache:
     config = CacheConfig(
         ttl_s=settings.cache_ttl_s, stale_s=settings.stale_max_s, bytes_max=settings.cache_mib * 1024 * 1024
@@ -231,6 +234,8 @@ def _open_records(
     remote = cache if settings.cache_shared else None
     found = TieredCache("users", config, remote=remote, connect=bus, away=AWAY)
     runtime.metrics.caches.watch("records", lambda: found.statistics)
+    stack.callback(found.close)
+    runtime.tasks.start("records", found.run)
     return found
 
 

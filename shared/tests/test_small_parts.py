@@ -138,6 +138,32 @@ async def test_checks_run_together_and_a_hanging_one_is_bounded(monkeypatch: pyt
     assert report == {"state": "not_ready", "checks": {"a": "failing", "b": "failing"}}
 
 
+async def test_what_is_tolerated_may_fail_for_a_while_once_it_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, works = [1000.0], False
+    monkeypatch.setattr(checks.time, "monotonic", lambda: now[0])
+
+    async def check() -> None:
+        if not works:
+            raise OSError("away")
+
+    async def state() -> tuple[bool, object]:
+        now[0] += 1
+        is_ready, report = await readiness.report()
+        return is_ready, report["state"]
+
+    readiness = Readiness()
+    readiness.require({"a": check}, {"a": 60.0})
+    assert await state() == (False, "not_ready")
+    works = True
+    assert await state() == (True, "ready")
+    works = False
+    now[0] += 50
+    assert await state() == (True, "ready")
+    assert (await readiness.report())[1]["checks"] == {"a": "failing"}
+    now[0] += 10
+    assert await state() == (False, "not_ready")
+
+
 async def test_probes_at_once_share_one_round_trip() -> None:
     asked = 0
 

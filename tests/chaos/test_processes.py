@@ -87,6 +87,23 @@ async def test_a_rolling_restart_under_traffic_loses_no_request(fleet: OwnFleet)
     assert all(before[name] != after[name] for name in ("users-1", "users-2", "gateway-1", "gateway-2"))
 
 
+async def test_known_records_are_read_on_while_postgres_is_killed(fleet: OwnFleet) -> None:
+    headers = await headers_of(fleet)
+    async with httpx2.AsyncClient(base_url=fleet.url, timeout=15, trust_env=False, headers=headers) as client:
+        path = f"/users/{(await client.get('/auth/me')).json()['id']}"
+        for _ in range(40):  # until each replica knows it
+            assert (await client.get(path)).status_code == 200
+    tallies, pid = {path: Tally()}, fleet.rows()["postgres"]["pid"]
+
+    async def kill() -> None:
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(until, lambda: comes_back(fleet, "postgres", pid), "postgres ready again", 40)
+
+    await during(fleet.url, headers, tallies, kill)
+
+    assert tallies[path].problems == []
+
+
 async def test_users_stay_when_their_service_and_its_database_are_killed(fleet: OwnFleet) -> None:
     async with httpx2.AsyncClient(base_url=fleet.url, timeout=15, trust_env=False) as client:
         body = {"username": "survivor", "email": "survivor@example.com", "password": "long enough 1"}
