@@ -16,9 +16,12 @@ from services.users.adapters.database import Store, open_store
 from services.users.adapters.derive import derived_key
 from services.users.adapters.heap import HeapTrimmer, keep_one_arena
 from services.users.adapters.keys import SigningKeys, successor_key
+from services.users.adapters.mail import open_post
 from services.users.adapters.passwords import Argon2Passwords
+from services.users.adapters.seal import AesSeal
 from services.users.adapters.strength import GuessEstimate
 from services.users.adapters.tally import PrometheusTally
+from services.users.domain.accounts import AccountService
 from services.users.domain.auth import AuthService
 from services.users.domain.batch import BatchService
 from services.users.domain.cleaning import Cleaner
@@ -26,10 +29,13 @@ from services.users.domain.counters import Counters
 from services.users.domain.events import versions_told
 from services.users.domain.idempotency import Idempotency
 from services.users.domain.keys import KeyPolicy, KeyRotation
+from services.users.domain.letters import Letters
 from services.users.domain.lockout import AccountLocks
+from services.users.domain.mail_text import MailText
 from services.users.domain.ports import AuditLog
 from services.users.domain.reads import AWAY, UserReads
 from services.users.domain.relay import OutboxRelay
+from services.users.domain.sender import MailSender
 from services.users.domain.sessions import Endings, SessionService
 from services.users.domain.strength import PasswordStrength
 from services.users.domain.throttle import FailedLogins
@@ -37,7 +43,7 @@ from services.users.domain.users import UserService
 from services.users.domain.watched import WatchedUsers, watched_units
 from services.users.model.records import Event, StoredKey
 from services.users.model.text import normalise_email, normalise_password
-from services.users.routes import audit, auth, batch, collection, keys, reads, sessions, users
+from services.users.routes import account, audit, auth, batch, collection, keys, reads, sessions, users
 from services.users.routes.cursors import Cursors
 from services.users.routes.guard import guarded
 from services.users.settings import UsersSettings
@@ -59,6 +65,8 @@ JWKS_MAX_AGE_S = 300
 KEY_MARGIN_S = 60.0
 """More time for a retired key: a replica may sign with it a little longer than the one that retired it."""
 
+MAIL_LEFT = timedelta(days=1)
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -67,6 +75,7 @@ class Parts:
     users: UserService
     reads: UserReads
     auth: AuthService
+    accounts: AccountService
     sessions: SessionService
     keys: SigningKeys
     rotation: KeyRotation
@@ -90,7 +99,7 @@ def create(settings: UsersSettings) -> Application:
 
     return build(
         settings,
-        routers=guarded([module.router for module in (users, batch, reads, auth, sessions, keys, audit)]),
+        routers=guarded([module.router for module in (users, batch, reads, auth, account, sessions, keys, audit)]),
         resources=_resources,
         title="Roundhouse users",
         wrap=wrap,
@@ -126,17 +135,17 @@ async def _assemble(
     passwords = _open_passwords(settings, runtime, stack)
     tally = PrometheusTally(runtime.metrics.registry)
 
-    nats_url = settings.nats_url.get_secret_value()
-
-    async def bus() -> Bus:
-        return await connect_bus(nats_url, name=settings.replica_name)
-
+    bus = partial(connect_bus, settings.nats_url.get_secret_value(), name=settings.replica_name)
     records = _open_records(settings, runtime, cache, bus, stack)
     store = replace(store, users=WatchedUsers(store.users, records), unit=watched_units(store.unit, records))
     relay = OutboxRelay(store.outbox, bus, tally=tally, relayed=_teller(records))
     verifier = TokenVerifier(signing)
     endings, feed = await _follow(settings, runtime, relay, verifier)
     strength = PasswordStrength(GuessEstimate(settings.password_score_min))
+    counters = Counters(cache)
+    stack.push_async_callback(counters.close)
+    locks = _locks(settings, counters)
+    letters = _letters(settings, runtime, store, successors, counters, tally)
     user_service = UserService(
         store.users,
         passwords,
@@ -144,21 +153,20 @@ async def _assemble(
         announce=relay.wake,
         strength=strength,
         endings=endings,
+        letters=letters,
         requires_match=settings.require_if_match,
     )
     session_service = SessionService(
         store.sessions, signing, endings, tally, successor_key=successors, lasts_s=settings.session_lasts_s
     )
-    counters = Counters(cache)
-    stack.push_async_callback(counters.close)
-    auth_service = _auth_service(settings, store, session_service, passwords, counters, tally)
     await _ensure_admin(settings, user_service)
     runtime.tasks.start("outbox-relay", relay.run)
     runtime.tasks.start("cleaner", _cleaner(settings, store, user_service).run)
     parts = Parts(
         users=user_service,
         reads=UserReads(store.users, records),
-        auth=auth_service,
+        auth=_auth_service(settings, store, session_service, passwords, counters, locks, tally),
+        accounts=_accounts(store, letters, passwords, strength, locks, endings, relay),
         sessions=session_service,
         batches=BatchService(store.unit, passwords, strength=strength, tally=tally, announce=relay.wake),
         idempotency=Idempotency(store.idempotency, secret=derived_key(_seal(settings), "idempotency")),
@@ -233,8 +241,8 @@ def _open_records(
     )
     remote = cache if settings.cache_shared else None
     found = TieredCache("users", config, remote=remote, connect=bus, away=AWAY)
-    runtime.metrics.caches.watch("records", lambda: found.statistics)
     stack.callback(found.close)
+    runtime.metrics.caches.watch("records", lambda: found.statistics)
     runtime.tasks.start("records", found.run)
     return found
 
@@ -254,6 +262,7 @@ def _auth_service(
     sessions: SessionService,
     passwords: Argon2Passwords,
     counters: Counters,
+    locks: AccountLocks,
     tally: PrometheusTally,
 ) -> AuthService:
     return AuthService(
@@ -263,15 +272,66 @@ def _auth_service(
         failed=FailedLogins(
             counters, failures_max=settings.failed_logins_max, window_s=settings.failed_logins_window_s
         ),
-        locks=AccountLocks(
-            counters,
-            failures_max=settings.account_failures_max,
-            lock_s=settings.account_lock_s,
-            lock_max_s=settings.account_lock_max_s,
-        ),
+        locks=locks,
         audit=store.audit,
         tally=tally,
     )
+
+
+def _accounts(
+    store: Store,
+    letters: Letters,
+    passwords: Argon2Passwords,
+    strength: PasswordStrength,
+    locks: AccountLocks,
+    endings: Endings,
+    relay: OutboxRelay,
+) -> AccountService:
+    return AccountService(
+        store.users,
+        store.tokens,
+        letters,
+        passwords,
+        strength=strength,
+        locks=locks,
+        endings=endings,
+        announce=relay.wake,
+    )
+
+
+def _locks(settings: UsersSettings, counters: Counters) -> AccountLocks:
+    return AccountLocks(
+        counters,
+        failures_max=settings.account_failures_max,
+        lock_s=settings.account_lock_s,
+        lock_max_s=settings.account_lock_max_s,
+    )
+
+
+def _letters(
+    settings: UsersSettings, runtime: Runtime, store: Store, root: bytes, counters: Counters, tally: PrometheusTally
+) -> Letters:
+    """Return what writes mails; their sender is started where there is a place to send them to."""
+    url = settings.mail_url.get_secret_value()
+    # From a key that was derived slowly: the seal may be a passphrase, and what is sealed here lies in the database.
+    seal = AesSeal(derived_key(root, "mail"))
+    posted = None
+    if url:
+        text = MailText(
+            sender=settings.mail_from,
+            public_url=settings.public_url,
+            links={"verify": settings.mail_link_verify, "reset": settings.mail_link_reset},
+        )
+        sender = MailSender(store.mails, store.tokens, seal, text.compose, open_post(url), tally=tally)
+        runtime.tasks.start("mail-sender", sender.run)
+        posted = sender.wake
+    else:
+        structlog.get_logger().warning(
+            "mail_not_set_up",
+            consequence="no mail is sent, and requests for one answer 503",
+            fix="set RH_USERS_MAIL_URL to smtp://, smtps:// or file:///folder",
+        )
+    return Letters(seal, counters, tally=tally, per_hour_max=settings.mails_per_hour_max, posted=posted)
 
 
 def _cleaner(settings: UsersSettings, store: Store, users: UserService) -> Cleaner:
@@ -281,6 +341,9 @@ def _cleaner(settings: UsersSettings, store: Store, users: UserService) -> Clean
             "deleted users": partial(users.purge_old, kept=timedelta(days=settings.deleted_kept_days)),
             "audit": lambda limit: store.audit.remove_before(datetime.now(UTC) - audit_kept, limit=limit),
             "idempotency keys": lambda limit: store.idempotency.remove_expired(datetime.now(UTC), limit=limit),
+            "one-time tokens": lambda limit: store.tokens.remove_expired(datetime.now(UTC), limit=limit),
+            # The sender does so first, and counts them; only where there is none any more they are left.
+            "mails": lambda limit: store.mails.remove_expired(datetime.now(UTC) - MAIL_LEFT, limit=limit),
         },
         every_s=settings.cleaning_every_s,
     )

@@ -1,14 +1,20 @@
 """The settings of the users service."""
 
+from email.utils import parseaddr
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.users.domain.mail_text import TOKEN_MARK
+from services.users.model.mail_url import check_mail_url
+from services.users.model.text import normalise_email
 from shared.settings import MEMORY, DatabaseUrl, NatsUrl, RedisUrl, Settings
 
 SEAL_CHARS_MIN = 16
 DEVELOPMENT_ORIGIN = "http://localhost:3000"
+NOBODY = "Roundhouse <no-reply@roundhouse.invalid>"
 
 
 class UsersSettings(Settings):
@@ -58,6 +64,19 @@ class UsersSettings(Settings):
         description="of new passwords, by zxcvbn: 1 is 10^3 guesses, 2 10^6, 3 10^8, 4 10^10; 0 asks nothing",
     )
 
+    mail_url: SecretStr = Field(
+        SecretStr(""), description="where mails go: smtp://, smtps:// or file:///folder; empty: none is sent"
+    )
+    mail_from: str = Field(NOBODY, max_length=320, validate_default=True, description="needed with a mail server")
+    mail_link_verify: str = Field(
+        "", max_length=1000, description="the page that verifies an address, with {token} where the token goes"
+    )
+    mail_link_reset: str = Field("", max_length=1000, description="the page that sets a new password, likewise")
+    mails_per_hour_max: int = Field(5, ge=1, description="of a kind, to one account and to one address")
+    public_url: str = Field(
+        "http://127.0.0.1:8080", max_length=1000, description="the gateway's address, as mails tell it"
+    )
+
     cache_mib: int = Field(32, ge=1, le=4096, description="of records kept in each process for reading")
     cache_ttl_s: float = Field(30, ge=0.1, le=3600, description="records are read again after so long")
     cache_shared: bool = Field(False, description="records are kept in Redis too, for all replicas")
@@ -77,8 +96,45 @@ class UsersSettings(Settings):
             raise ValueError(f"is needed, with at least {SEAL_CHARS_MIN} characters, to seal the signing keys")
         return value
 
+    @field_validator("mail_url")
+    @classmethod
+    def _check_mail_url(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value():
+            check_mail_url(value.get_secret_value())
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _check_mail_from(cls, value: str, info: ValidationInfo) -> str:
+        url = info.data.get("mail_url", SecretStr("")).get_secret_value()
+        if value == NOBODY and url.startswith("smtp"):
+            raise ValueError("is needed with a mail server: an address it sends for, such as Us <us@example.com>")
+        if not value.isprintable():
+            raise ValueError("must be one line")
+        normalise_email(parseaddr(value)[1])
+        return value
+
+    @field_validator("mail_link_verify", "mail_link_reset")
+    @classmethod
+    def _check_link(cls, value: str) -> str:
+        if value and (value.count(TOKEN_MARK) != 1 or not _is_web_url(value)):
+            raise ValueError(f"must be an http:// or https:// URL with {TOKEN_MARK} in it once")
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str) -> str:
+        if not _is_web_url(value) or "?" in value or "#" in value:
+            raise ValueError("must be an http:// or https:// URL without a query")
+        return value.rstrip("/")
+
     @property
     def origin_names(self) -> frozenset[str]:
         """Foreign origins whose pages may use the refresh cookie; our own always may."""
         named = frozenset(filter(None, (part.strip().lower() for part in self.origins.split(","))))
         return named if self.is_production or named else frozenset({DEVELOPMENT_ORIGIN})
+
+
+def _is_web_url(text: str) -> bool:
+    parts = urlsplit(text)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable() and " " not in text

@@ -134,7 +134,8 @@ def test_a_service_sees_only_the_secrets_that_it_needs() -> None:
     assert secret_keys(rendered.pod("gateway")) == {("t-stores", "nats-url"), ("t-stores", "redis-url")}
     assert secret_keys(rendered.pod("realtime")) == {("t-stores", "nats-url")}
     assert secret_keys(rendered.pod("health")) == urls
-    assert secret_keys(rendered.pod("users")) == urls | {("t-secrets", "admin-password"), ("t-secrets", "key-seal")}
+    own = {("t-secrets", key) for key in ("admin-password", "key-seal", "mail-url")}
+    assert secret_keys(rendered.pod("users")) == urls | own
 
 
 def test_no_secret_is_in_a_variable_or_a_config_map() -> None:
@@ -142,7 +143,7 @@ def test_no_secret_is_in_a_variable_or_a_config_map() -> None:
     values = [text for item in rendered.of_kind("Secret").values() for text in item["data"].values()]
     secrets = [base64.b64decode(value).decode() for value in values]
 
-    assert len(secrets) == 5
+    assert len(secrets) == 6
     for component in SERVICES:
         shown = " ".join(rendered.variables(component).values())
         assert not [secret for secret in secrets if secret in shown]

@@ -55,7 +55,7 @@
 {{- if and (not .Values.bundled.postgres.enabled) (not $s.existingSecret) -}}
 {{- range $key := list "keySeal" "adminPassword" -}}
 {{- if not (get $s $key) -}}
-{{- fail (printf "secrets.%s is missing: with external PostgreSQL give it, or name a Secret with admin-password and key-seal in secrets.existingSecret" $key) -}}
+{{- fail (printf "secrets.%s is missing: with external PostgreSQL give it, or name a Secret with admin-password, key-seal and mail-url in secrets.existingSecret" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

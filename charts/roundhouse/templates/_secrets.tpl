@@ -45,6 +45,7 @@
 {{- $seal := include "roundhouse.kept" (dict "root" . "secret" $name "key" "key-seal") -}}
 admin-password: {{ .Values.secrets.adminPassword | default $admin | default (randAlphaNum 24) | quote }}
 key-seal: {{ .Values.secrets.keySeal | default $seal | default (randAlphaNum 48) | quote }}
+mail-url: {{ .Values.secrets.mailUrl | default "" | quote }}
 {{- end -}}
 {{- end -}}
 

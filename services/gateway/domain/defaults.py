@@ -74,6 +74,7 @@ def _routes(*, is_production: bool) -> tuple[Route, ...]:
         Route(
             path="/auth/refresh", service="users", methods=("POST",), auth="public", priority="critical", compress=False
         ),
+        *(_by_mail(path) for path in ("/auth/email/verify", "/auth/password/forgot", "/auth/password/reset")),
         Route(
             path="/auth/*",
             service="users",
@@ -102,6 +103,19 @@ def _routes(*, is_production: bool) -> tuple[Route, ...]:
         Route(
             path="/health/detailed", service="health", methods=_READ, auth=detailed, timeout_s=5, priority="critical"
         ),
+    )
+
+
+def _by_mail(path: str) -> Route:
+    """Return a route of those who are not signed in: by a token that came in a mail, or to have one sent."""
+    return Route(
+        path=path,
+        service="users",
+        methods=("POST",),
+        auth="public",
+        limits=(*USUAL, "registration"),
+        priority="critical",
+        compress=False,
     )
 
 

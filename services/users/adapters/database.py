@@ -12,12 +12,15 @@ from services.users.adapters.memory import MemoryKeys, MemoryOutbox
 from services.users.adapters.memory_audit import MemoryAudit
 from services.users.adapters.memory_database import MemoryDatabase
 from services.users.adapters.memory_idempotency import MemoryIdempotency
+from services.users.adapters.memory_mail import MemoryMailOutbox, MemoryTokens
 from services.users.adapters.memory_sessions import MemorySessions
 from services.users.adapters.memory_users import MemoryUsers
 from services.users.domain.ports import (
     AuditLog,
     IdempotencyStore,
     KeyStore,
+    MailOutbox,
+    OneTimeTokens,
     Outbox,
     SessionRepository,
     Unit,
@@ -36,6 +39,8 @@ class Store:
     keys: KeyStore
     audit: AuditLog
     idempotency: IdempotencyStore
+    tokens: OneTimeTokens
+    mails: MailOutbox
     unit: Callable[[], AbstractAsyncContextManager[Unit]]
     ping: Callable[[], Awaitable[None]]
 
@@ -71,6 +76,8 @@ async def open_store(url: str, *, name: str, connections_max: int = 10) -> Async
             keys=MemoryKeys(memory),
             audit=MemoryAudit(memory),
             idempotency=MemoryIdempotency(memory),
+            tokens=MemoryTokens(memory),
+            mails=MemoryMailOutbox(memory),
             unit=partial(_memory_unit, memory),
             ping=memory.ping,
         )
@@ -79,6 +86,7 @@ async def open_store(url: str, *, name: str, connections_max: int = 10) -> Async
     from services.users.adapters.postgres.audit import PostgresAudit
     from services.users.adapters.postgres.idempotency import PostgresIdempotency
     from services.users.adapters.postgres.keys import PostgresKeys
+    from services.users.adapters.postgres.mail import PostgresMailOutbox, PostgresTokens
     from services.users.adapters.postgres.migrate import migrate, read_migrations
     from services.users.adapters.postgres.outbox import PostgresOutbox
     from services.users.adapters.postgres.pool import open_database
@@ -99,6 +107,8 @@ async def open_store(url: str, *, name: str, connections_max: int = 10) -> Async
             keys=PostgresKeys(database),
             audit=PostgresAudit(database),
             idempotency=PostgresIdempotency(database),
+            tokens=PostgresTokens(database),
+            mails=PostgresMailOutbox(database),
             unit=unit,
             ping=database.ping,
         )

@@ -6,8 +6,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 KEY_BYTES = 32
 
 
-def derived_key(seal: str, purpose: str) -> bytes:
+def derived_key(secret: str | bytes, purpose: str) -> bytes:
     """Return the key of a purpose (HKDF, RFC 5869)."""
-    return HKDF(SHA256(), length=KEY_BYTES, salt=None, info=f"roundhouse/users/{purpose}".encode()).derive(
-        seal.encode()
-    )
+    secret = secret.encode() if isinstance(secret, str) else secret
+    return HKDF(SHA256(), length=KEY_BYTES, salt=None, info=f"roundhouse/users/{purpose}".encode()).derive(secret)

@@ -17,6 +17,9 @@ from services.users.model.records import (
     DeletedUser,
     Event,
     IdempotencyClaim,
+    Letter,
+    Mail,
+    OneTimeToken,
     Session,
     StoredKey,
     User,
@@ -113,6 +116,9 @@ class MemoryDatabase:
         self.keys: Collection[StoredKey] = Collection("keys")
         self.audit: Collection[AuditEntry] = Collection("audit")
         self.idempotency: Collection[tuple[IdempotencyClaim, Answer | None]] = Collection("idempotency")
+        # By user and purpose, so that each has one.
+        self.tokens: Collection[OneTimeToken] = Collection("tokens")
+        self.mails: Collection[Mail] = Collection("mails")
         self._is_joined = False
 
     @property
@@ -157,6 +163,18 @@ class MemoryDatabase:
             if entry is not None:
                 number = self.audit.next_number()
                 self.audit.records[str(number)] = replace(copy.deepcopy(entry), number=number)
+
+    def post(self, letter: Letter | None) -> None:
+        """Store a token, in place of its user's older one of the purpose, and its mail; the caller holds the locks of both."""
+        if letter is not None:
+            self.tokens.records[f"{letter.token.user_id} {letter.token.purpose}"] = letter.token
+            number = self.mails.next_number()
+            self.mails.records[str(number)] = replace(letter.mail, number=number)
+
+    def drop_tokens(self, where: Callable[[OneTimeToken], bool]) -> None:
+        """Forget tokens; the caller holds the lock."""
+        for token_id in [token_id for token_id, token in self.tokens.records.items() if where(token)]:
+            del self.tokens.records[token_id]
 
     def end_sessions(self, user_id: str, *, keep: str = "") -> None:
         """Drop a user's sessions; the caller holds the lock."""

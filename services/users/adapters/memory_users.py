@@ -10,7 +10,7 @@ from services.users.adapters.memory_listing import page_of
 from services.users.domain.ports import VersionChanged
 from services.users.domain.users import taken
 from services.users.model.listing import Listed, UserQuery
-from services.users.model.records import AddedUser, AuditEntry, Credentials, DeletedUser, Event, Finished, User
+from services.users.model.records import AddedUser, AuditEntry, Credentials, DeletedUser, Event, Finished, Letter, User
 from services.users.model.text import fold
 from services.users.model.view import user_json
 from shared.errors import NotFound
@@ -31,6 +31,8 @@ class MemoryUsers:
             database.outbox,
             database.audit,
             database.idempotency,
+            database.tokens,
+            database.mails,
         )
 
     async def add(
@@ -41,12 +43,14 @@ class MemoryUsers:
         *,
         audit: AuditEntry | None = None,
         finished: Finished | None = None,
+        letter: Letter | None = None,
     ) -> None:
         async with self._db.locked(*self._written):
             if finished is not None:
                 finish_in(self._db, finished)
             self._store(user)
             self._db.credentials.records[user.id] = password_hash
+            self._db.post(letter)
             self._tell(event, audit)
 
     async def add_many(self, new: Sequence[AddedUser]) -> Sequence[str]:
@@ -125,15 +129,27 @@ class MemoryUsers:
         keep_session: str = "",
         ended: Event | None = None,
         audit: AuditEntry | None = None,
+        letter: Letter | None = None,
+        spent: bytes = b"",
     ) -> None:
         async with self._db.locked(*self._written):
             self._require_version(user.id, expected_version)
+            if spent:
+                self._spend(user, spent)
             self._store(user)
             if password_hash:
                 self._db.credentials.records[user.id] = password_hash
+                self._db.drop_tokens(lambda token: (token.user_id, token.purpose) == (user.id, "reset"))
+            self._db.post(letter)
             if password_hash or ended is not None:
                 self._db.end_sessions(user.id, keep=keep_session)
             self._tell(event, audit, ended)
+
+    def _spend(self, user: User, token_hash: bytes) -> None:
+        tokens = self._db.tokens.records.values()
+        if not any((t.hash, t.user_id) == (token_hash, user.id) and t.expires_at > user.updated_at for t in tokens):
+            raise VersionChanged
+        self._db.drop_tokens(lambda token: token.hash == token_hash)
 
     def _require_version(self, user_id: str, expected_version: int) -> None:
         current = self._db.users.records.get(user_id)
@@ -158,6 +174,7 @@ class MemoryUsers:
             if deleted_at is not None:
                 self._db.deleted_users.records[user_id] = DeletedUser(user, password_hash, deleted_at)
             self._db.end_sessions(user_id)
+            self._db.drop_tokens(lambda token: token.user_id == user_id)
             self._tell(event, audit, ended)
 
     async def restore(self, user: User, event: Event, *, audit: AuditEntry | None = None) -> None:

@@ -22,6 +22,19 @@ class PrometheusTally:
             "Events that wait for the bus; 0 on replicas whose relay does not lead.",
             registry=registry,
         )
+        self._mails_sent = Counter("mail_sent", "Mails that were handed over.", registry=registry)
+        self._mails_failed = Counter(
+            "mail_failed",
+            "Mails not taken: unreachable (each try), or given up as refused, expired or unreadable.",
+            ("reason",),
+            registry=registry,
+        )
+        self._mails_limited = Counter(
+            "mail_limited", "Mails not written: too many to one account or address.", registry=registry
+        )
+        self._mail_backlog = Gauge("mail_backlog", "Mails that wait; each replica tells of all.", registry=registry)
+        for reason in ("unreachable", "refused", "expired", "unreadable"):
+            self._mails_failed.labels(reason)
         for result in ("ok", "refused", "limited"):
             self._logins.labels(result)
 
@@ -36,3 +49,15 @@ class PrometheusTally:
 
     def backlog(self, events: int) -> None:
         self._backlog.set(events)
+
+    def mail_sent(self) -> None:
+        self._mails_sent.inc()
+
+    def mail_failed(self, reason: str) -> None:
+        self._mails_failed.labels(reason).inc()
+
+    def mail_limited(self) -> None:
+        self._mails_limited.inc()
+
+    def mail_backlog(self, mails: int) -> None:
+        self._mail_backlog.set(mails)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from email.message import EmailMessage
 from typing import Protocol
 
 from services.users.model.listing import Listed, UserQuery
@@ -17,6 +18,9 @@ from services.users.model.records import (
     Exchange,
     Finished,
     IdempotencyClaim,
+    Letter,
+    Mail,
+    OneTimeToken,
     Session,
     StoredKey,
     User,
@@ -50,8 +54,9 @@ class UserRepository(Protocol):
         *,
         audit: AuditEntry | None = None,
         finished: Finished | None = None,
+        letter: Letter | None = None,
     ) -> None:
-        """Store a new user, and with it the answer `finished` under its idempotency key.
+        """Store a new user, and with it a mail to it and the answer `finished` under its idempotency key.
 
         Raises Conflict naming the field that is taken, ClaimLost.
         """
@@ -84,12 +89,15 @@ class UserRepository(Protocol):
         keep_session: str = "",
         ended: Event | None = None,
         audit: AuditEntry | None = None,
+        letter: Letter | None = None,
+        spent: bytes = b"",
     ) -> None:
-        """Store a changed user, whose version is `expected_version` + 1.
+        """Store a changed user, whose version is `expected_version` + 1, and a mail to it.
 
-        A `password_hash` replaces the old one. With it or with `ended`, all of the user's sessions but `keep_session` end; `ended`
-        is the event by which the other services learn of that, so whoever gives a password gives it too.
-        Raises VersionChanged, Conflict naming the field that is taken.
+        A `password_hash` replaces the old one, and no token that was to set one is good any more. With it or with `ended`, all of the
+        user's sessions but `keep_session` end; `ended` is the event by which the other services learn of that, so whoever gives a
+        password gives it too. `spent` is the hash of the one-time token that allows the change and is used up by it.
+        Raises VersionChanged, also when that token is gone, Conflict naming the field that is taken.
         """
 
     async def remove(
@@ -248,6 +256,67 @@ class KeyStore(Protocol):
         """Store what `decide` makes of the keys, while nobody else changes them; return the keys there are then."""
 
 
+class OneTimeTokens(Protocol):
+    """All calls may raise Unavailable."""
+
+    async def issue(self, letter: Letter, *, audit: AuditEntry) -> bool:
+        """Store a token, in place of its user's older one of the purpose, and its mail; return False, and store neither, where there
+        is no such user with the token's address. The audit line is stored either way, so that both take the same time."""
+
+    async def find(self, token_hash: bytes, *, now: datetime) -> OneTimeToken | None:
+        """Return a living token."""
+
+    async def living(self, token_hashes: Sequence[bytes], *, now: datetime) -> set[bytes]:
+        """Return those of the hashes that belong to a living token."""
+
+    async def remove_expired(self, now: datetime, *, limit: int) -> int:
+        """Forget up to `limit` tokens that are over; return how many those were."""
+
+
+class MailOutbox(Protocol):
+    """All calls may raise Unavailable."""
+
+    async def claim(self, now: datetime, *, until: datetime, limit: int) -> list[Mail]:
+        """Take up to `limit` mails that are due, each with one try more; nobody else gets them before `until`."""
+
+    async def done(self, mail: Mail) -> None:
+        """Remove a mail."""
+
+    async def retry(self, mail: Mail, *, at: datetime) -> None:
+        """Make a mail due again."""
+
+    async def backlog(self) -> int:
+        """Count the mails that wait."""
+
+    async def remove_expired(self, now: datetime, *, limit: int) -> int:
+        """Forget up to `limit` mails that are over; return how many those were."""
+
+
+class MailRefused(Exception):
+    """This mail will never be taken."""
+
+
+class MailUnavailable(Exception):
+    """No mail is taken at the moment."""
+
+
+class Post(Protocol):
+    async def send(self, message: EmailMessage) -> None:
+        """Hand a mail over, within seconds. Raises MailRefused, MailUnavailable."""
+
+
+class SealBroken(Exception):
+    """What was sealed is not whole, not bound to what it came with, or was sealed with another key."""
+
+
+class Seal(Protocol):
+    def close(self, text: str, *, bound_to: str) -> bytes:
+        """Return the text encrypted, so that only `open` with the same `bound_to` gives it back."""
+
+    def open(self, sealed: bytes, *, bound_to: str) -> str:
+        """Return the text. Raises SealBroken."""
+
+
 class PasswordHasher(Protocol):
     """Slow on purpose, off the event loop; hash and verify raise Unavailable when too many wait already."""
 
@@ -287,3 +356,14 @@ class Tally(Protocol):
 
     def backlog(self, events: int) -> None:
         """Report how many events wait in the outbox."""
+
+    def mail_sent(self) -> None: ...
+
+    def mail_failed(self, reason: str) -> None:
+        """Count a mail that was not taken: unreachable (tried again), refused, expired or unreadable (given up)."""
+
+    def mail_limited(self) -> None:
+        """Count a mail that was not written, because there were too many to its account or address."""
+
+    def mail_backlog(self, mails: int) -> None:
+        """Report how many mails wait."""

@@ -7,13 +7,14 @@ from typing import Any
 
 from services.users.domain.audit import differences, entry_of, shown
 from services.users.domain.events import event_of
+from services.users.domain.letters import Letters
 from services.users.domain.policy import Scope, holds
 from services.users.domain.ports import PasswordHasher, Tally, UserRepository, VersionChanged
 from services.users.domain.reads import may_read, no_such_user
 from services.users.domain.sessions import Endings
 from services.users.domain.strength import PasswordStrength
 from services.users.model.listing import Listed, UserQuery
-from services.users.model.records import Actor, Event, Finished, Match, Role, User
+from services.users.model.records import Actor, Event, Finished, Letter, Match, Role, User
 from services.users.model.text import fold
 from shared.errors import (
     Conflict,
@@ -48,7 +49,8 @@ class Draft:
 
 
 class UserService:
-    """`announce()` is called after each stored change, to wake the relay; `endings` where sessions end by one."""
+    """`announce()` is called after each stored change, to wake the relay; `endings` where sessions end by one, `letters` where an
+    address is new (None: no mail is sent)."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class UserService:
         announce: Callable[[], None],
         endings: Endings,
         strength: PasswordStrength | None = None,
+        letters: Letters | None = None,
         requires_match: bool = False,
     ) -> None:
         self._repository = repository
@@ -67,6 +70,7 @@ class UserService:
         self._announce = announce
         self._endings = endings
         self._strength = strength or PasswordStrength()
+        self._letters = letters
         self._requires_match = requires_match
 
     async def register(
@@ -77,22 +81,30 @@ class UserService:
         Raises Conflict, InvalidInput, ClaimLost, Unavailable.
         """
         check_draft(draft, self._strength)
-        return await self._add(draft, actor, finish)
+        return await self._add(draft, actor, finish, letters=self._letters)
 
     async def _add(
-        self, draft: Draft, actor: Actor | None = None, finish: Callable[[User], Finished] | None = None
+        self,
+        draft: Draft,
+        actor: Actor | None = None,
+        finish: Callable[[User], Finished] | None = None,
+        letters: Letters | None = None,
     ) -> User:
         password_hash = await self._passwords.hash(draft.password)
         user = user_of(draft)
+        letter = await letters.for_new_address(user) if letters is not None else None
         await self._repository.add(
             user,
             password_hash,
             event_of(user, "created"),
             audit=entry_of("user.created", user_id=user.id, actor=actor, after=shown(user)),
             finished=finish(user) if finish else None,
+            letter=letter,
         )
         self._tally.user_created()
         self._announce()
+        if letter is not None and letters is not None:
+            letters.posted()
         return user
 
     async def ensure_admin(self, *, email: str, password: str) -> bool:
@@ -131,6 +143,7 @@ class UserService:
             names = {name: changes.get(name) or getattr(current, name) for name in ("username", "email")}
             self._strength.check(new_password, **names)
         password_hash = await self._passwords.hash(new_password) if new_password else ""
+        letter: Letter | None = None
         for _ in range(WRITE_TRIES_MAX):
             changed, fields = _apply(current, changes)
             if password_hash:
@@ -141,6 +154,8 @@ class UserService:
                 _refuse_reserved(changed.username)
             before, after = differences(current, changed, fields)
             keep, ended = self._ended_by(fields, actor, user_id)
+            if "email" in fields and self._letters is not None:
+                letter = letter or await self._letters.for_new_address(changed)
             try:
                 await self._repository.replace(
                     changed,
@@ -150,11 +165,14 @@ class UserService:
                     keep_session=keep,
                     ended=ended,
                     audit=entry_of("user.updated", user_id=user_id, actor=actor, before=before, after=after),
+                    letter=letter if "email" in fields else None,
                 )
             except VersionChanged:
                 current = await self._writable(actor, user_id, match)
                 continue
             self._announce()
+            if letter is not None and self._letters is not None:
+                self._letters.posted()
             if ended is not None:
                 await self._endings.tell(ended)
             return changed

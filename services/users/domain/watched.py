@@ -8,7 +8,7 @@ from typing import Protocol
 
 from services.users.domain.ports import IdempotencyStore, Unit, UserRepository
 from services.users.model.listing import Listed, UserQuery
-from services.users.model.records import AddedUser, AuditEntry, Credentials, DeletedUser, Event, Finished, User
+from services.users.model.records import AddedUser, AuditEntry, Credentials, DeletedUser, Event, Finished, Letter, User
 from services.users.model.view import user_json
 from shared.cache.tiered import TieredCache
 
@@ -45,8 +45,9 @@ class WatchedUsers:
         *,
         audit: AuditEntry | None = None,
         finished: Finished | None = None,
+        letter: Letter | None = None,
     ) -> None:
-        await self._users.add(user, password_hash, event, audit=audit, finished=finished)
+        await self._users.add(user, password_hash, event, audit=audit, finished=finished, letter=letter)
         await self._made(user)
 
     async def add_many(self, new: Sequence[AddedUser]) -> Sequence[str]:
@@ -66,6 +67,8 @@ class WatchedUsers:
         keep_session: str = "",
         ended: Event | None = None,
         audit: AuditEntry | None = None,
+        letter: Letter | None = None,
+        spent: bytes = b"",
     ) -> None:
         await self._users.replace(
             user,
@@ -75,6 +78,8 @@ class WatchedUsers:
             keep_session=keep_session,
             ended=ended,
             audit=audit,
+            letter=letter,
+            spent=spent,
         )
         await self._changed(user)
 

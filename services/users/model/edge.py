@@ -275,6 +275,22 @@ class RefreshBody(_Input):
     refresh_token: SecretStr = Field(min_length=1, max_length=256)
 
 
+OneTimeTokenText = Annotated[SecretStr, Field(min_length=1, max_length=256, description="From the mail; good once.")]
+
+
+class VerifyBody(_Input):
+    token: OneTimeTokenText
+
+
+class ForgotBody(_Input):
+    email: Email
+
+
+class ResetBody(_Input):
+    token: OneTimeTokenText
+    password: Password
+
+
 class TokenView(BaseModel):
     access_token: str
     token_type: Literal["bearer"] = "bearer"  # noqa: S105 - the name of a scheme

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 Role = Literal["user", "admin"]
 KeyState = Literal["next", "active", "retired"]
+Purpose = Literal["verify", "reset"]
+"""What a one-time token is good for: verifying an e-mail address, or setting a new password."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,44 @@ class AddedUser:
     password_hash: str
     event: Event
     audit: AuditEntry
+
+
+@dataclass(frozen=True, slots=True)
+class OneTimeToken:
+    """A token as it is stored: by its SHA-256 only, good once, until `expires_at`, and while its user has the address `email`."""
+
+    hash: bytes
+    purpose: Purpose
+    user_id: str
+    email: str
+    created_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """A mail on its way; `sealed` is the token it carries, readable only with the key seal.
+
+    `tries` counts the attempts so far, the next is due at `next_try_at`; `number` is given by the store.
+    """
+
+    id: str
+    recipient: str
+    kind: Purpose
+    sealed: bytes
+    created_at: datetime
+    expires_at: datetime
+    next_try_at: datetime
+    tries: int = 0
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A one-time token with the mail that carries it: stored together or not at all."""
+
+    token: OneTimeToken
+    mail: Mail
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from fastapi import Depends
 from fastapi.security import OAuth2PasswordBearer
 from starlette.requests import HTTPConnection
 
+from services.users.domain.accounts import AccountService
 from services.users.domain.auth import AuthService
 from services.users.domain.batch import BatchService
 from services.users.domain.idempotency import Idempotency
@@ -52,6 +53,9 @@ class RouteParts(Protocol):
 
     @property
     def sessions(self) -> SessionService: ...
+
+    @property
+    def accounts(self) -> AccountService: ...
 
     @property
     def keys(self) -> PublishedKeys: ...

@@ -20,10 +20,15 @@ from services.users.adapters.memory_database import MemoryDatabase
 from services.users.adapters.memory_sessions import MemorySessions
 from services.users.adapters.memory_users import MemoryUsers
 from services.users.app import create
+from services.users.domain.counters import Counters
 from services.users.domain.events import event_of
+from services.users.domain.letters import Letters
+from services.users.domain.ports import SealBroken
 from services.users.domain.sessions import Endings, SessionService
 from services.users.model.records import Event, Session, User
 from services.users.settings import UsersSettings
+from shared.cache.memory import MemoryCache
+from shared.cache.memory_store import MemoryStore
 from shared.ids import new_id
 from shared.testing.client import running
 
@@ -62,6 +67,7 @@ def make_settings() -> Callable[..., UsersSettings]:
             "hash_passes": 1,
             "admin_password": SecretStr(ADMIN_PASSWORD),
             "key_seal": SecretStr("a-seal-for-the-tests"),
+            "mail_url": SecretStr("memory://"),
         }
         return UsersSettings(**{**standard, **values})
 
@@ -187,6 +193,8 @@ class FakeTally:
     logins: list[str] = field(default_factory=list)
     backlogs: list[int] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
+    mails: list[str] = field(default_factory=list)
+    mail_backlogs: list[int] = field(default_factory=list)
 
     def user_created(self) -> None:
         self.users_created += 1
@@ -200,10 +208,67 @@ class FakeTally:
     def backlog(self, events: int) -> None:
         self.backlogs.append(events)
 
+    def mail_sent(self) -> None:
+        self.mails.append("sent")
+
+    def mail_failed(self, reason: str) -> None:
+        self.mails.append(reason)
+
+    def mail_limited(self) -> None:
+        self.mails.append("limited")
+
+    def mail_backlog(self, mails: int) -> None:
+        self.mail_backlogs.append(mails)
+
 
 @pytest.fixture
 def tally() -> FakeTally:
     return FakeTally()
+
+
+class ReadableSeal:
+    """A Seal that anybody can open."""
+
+    def close(self, text: str, *, bound_to: str) -> bytes:
+        return f"{bound_to}|{text}".encode()
+
+    def open(self, sealed: bytes, *, bound_to: str) -> str:
+        bound, _, text = sealed.decode().partition("|")
+        if bound != bound_to:
+            raise SealBroken
+        return text
+
+
+@pytest.fixture
+async def counters() -> AsyncIterator[Counters]:
+    cache = MemoryCache(MemoryStore())
+    found = Counters(cache)
+    yield found
+    await found.close()
+    await cache.close()
+
+
+@pytest.fixture
+def calls() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def letters(counters: Counters, tally: FakeTally, calls: list[str]) -> Letters:
+    """Five letters an hour, whose tokens can be read in their mails; `calls` says when one was posted."""
+    return Letters(ReadableSeal(), counters, tally=tally, per_hour_max=5, posted=lambda: calls.append("posted"))
+
+
+@pytest.fixture
+def tokens_of(store: Store) -> Callable[..., Any]:
+    """The tokens in the mails that wait, oldest first; they are not due again for a minute."""
+
+    async def read() -> list[str]:
+        now = datetime.now(UTC)
+        mails = await store.mails.claim(now, until=now + timedelta(minutes=1), limit=100)
+        return [mail.sealed.decode().partition("|")[2] for mail in sorted(mails, key=lambda mail: mail.number)]
+
+    return read
 
 
 class ReadableTokens:

@@ -28,6 +28,7 @@ class Row:
 NEW = {"json": {"username": "new{n}", "email": "new{n}@example.com", "password": "correct horse"}}
 LOGIN = {"data": {"username": "ada{n}", "password": "correct horse"}}
 NO_REFRESH = {"json": {"refresh_token": "none"}}
+NO_TOKEN = {"json": {"token": "none"}}
 PATCH = {"json": {"full_name": "x"}}
 RECORD = "/users/{user_id}"
 
@@ -48,6 +49,10 @@ MATRIX = [
     Row("HEAD", "/audit", 401, 403, 403, 200),
     Row("POST", "/auth/token", 200, 200, 200, 200, LOGIN),
     Row("POST", "/auth/refresh", 401, 401, 401, 401, NO_REFRESH),
+    Row("POST", "/auth/email/verify/request", 401, 202, 202, 202),
+    Row("POST", "/auth/email/verify", 422, 422, 422, 422, NO_TOKEN),
+    Row("POST", "/auth/password/forgot", 202, 202, 202, 202, {"json": {"email": "ada{n}@example.com"}}),
+    Row("POST", "/auth/password/reset", 422, 422, 422, 422, {"json": {"token": "none", "password": "battery staple"}}),
     Row("GET", "/auth/me", 401, 200, 200, 200),
     Row("POST", "/auth/logout", 401, 204, 204, 204),
     Row("POST", "/auth/ticket", 401, 200, 200, 200),

@@ -10,13 +10,14 @@ import orjson
 from services.users.adapters.postgres.audit import audit_json, audit_rows
 from services.users.adapters.postgres.idempotency import finish_rows, finish_values
 from services.users.adapters.postgres.listing import listed_of, statement_of
+from services.users.adapters.postgres.mail import letter_json, letter_parts
 from services.users.adapters.postgres.outbox import outbox_rows, outbox_values
 from services.users.adapters.postgres.pool import Statements
 from services.users.adapters.postgres.view import view_json
 from services.users.domain.ports import ClaimLost, VersionChanged
 from services.users.domain.users import taken
 from services.users.model.listing import Listed, UserQuery
-from services.users.model.records import AddedUser, AuditEntry, Credentials, DeletedUser, Event, Finished, User
+from services.users.model.records import AddedUser, AuditEntry, Credentials, DeletedUser, Event, Finished, Letter, User
 from services.users.model.text import fold
 from shared.errors import Conflict, NotFound
 
@@ -30,14 +31,14 @@ WITH added AS (
     INSERT INTO credentials (user_id, password_hash) VALUES ($1, $10)
 ), audited AS (
     {audit_rows("$14")}
-)
+), {letter_parts("$16")}
 INSERT INTO outbox (id, subject, payload) VALUES ($11, $12, $13) RETURNING id
 """  # noqa: S608 - constants only
 
 # The same where an answer is kept under an idempotency key: all of it, or nothing where another request has taken over.
 _ADD_FINISHED = f"""
 WITH fence AS (
-    {finish_rows(16)}
+    {finish_rows(17)}
 ), added AS (
     INSERT INTO users (id, username, username_folded, email, full_name, role, version, created_at, updated_at, email_verified_at)
     SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $15 FROM fence RETURNING id
@@ -45,7 +46,7 @@ WITH fence AS (
     INSERT INTO credentials (user_id, password_hash) SELECT id, $10 FROM added
 ), audited AS (
     {audit_rows("$14", when="added")}
-)
+), {letter_parts("$16", when="added")}
 INSERT INTO outbox (id, subject, payload) SELECT $11, $12, $13 FROM added RETURNING id
 """  # noqa: S608 - constants only
 
@@ -69,13 +70,19 @@ WITH given AS (
 SELECT id FROM added
 """  # noqa: S608 - constants only
 
-# A NULL hash leaves the credentials alone. The events are stored when `changed` returns, so their numbers come after the row lock.
+# A NULL hash leaves the credentials alone. A one-time token ($19) is read and used up together: whoever has the row of the user next
+# finds another version, and then no token. The events are stored when `changed` returns, so their numbers come after the row lock.
 _REPLACE = f"""
 WITH changed AS (
     UPDATE users SET username = $2, username_folded = $3, email = $4, full_name = $5, role = $6, version = $7, updated_at = $8,
         email_verified_at = $13
-    WHERE id = $1 AND version = $9
+    WHERE id = $1 AND version = $9 AND (
+        $19::bytea IS NULL OR EXISTS (SELECT 1 FROM one_time_tokens WHERE hash = $19 AND user_id = $1 AND expires_at > $8)
+    )
     RETURNING id
+), spent AS (
+    DELETE FROM one_time_tokens USING changed
+    WHERE user_id = changed.id AND (hash = $19 OR (purpose = 'reset' AND $10::text IS NOT NULL))
 ), secret AS (
     UPDATE credentials SET password_hash = $10 FROM changed WHERE user_id = changed.id AND $10::text IS NOT NULL
 ), ended AS (
@@ -85,7 +92,7 @@ WITH changed AS (
     {audit_rows("$12", when="changed")}
 ), told AS (
     {outbox_rows("$15", "$16", "$17", when="changed")}
-)
+), {letter_parts("$18", when="changed")}
 SELECT id FROM changed
 """  # noqa: S608 - constants only
 
@@ -157,6 +164,7 @@ class PostgresUsers:
         *,
         audit: AuditEntry | None = None,
         finished: Finished | None = None,
+        letter: Letter | None = None,
     ) -> None:
         try:
             added = await self._db.row(
@@ -176,6 +184,7 @@ class PostgresUsers:
                 event.payload,
                 audit_json(audit),
                 user.email_verified_at,
+                letter_json(letter),
                 *(() if finished is None else finish_values(finished)),
             )
         except asyncpg.UniqueViolationError as error:
@@ -231,6 +240,8 @@ class PostgresUsers:
         keep_session: str = "",
         ended: Event | None = None,
         audit: AuditEntry | None = None,
+        letter: Letter | None = None,
+        spent: bytes = b"",
     ) -> None:
         try:
             stored = await self._db.row(
@@ -250,6 +261,8 @@ class PostgresUsers:
                 user.email_verified_at,
                 bool(password_hash) or ended is not None,
                 *outbox_values([event, ended]),
+                letter_json(letter),
+                spent or None,
             )
         except asyncpg.UniqueViolationError as error:
             raise _taken_of(error) from error
