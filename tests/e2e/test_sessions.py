@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import httpx2
+import jwt
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -162,3 +163,31 @@ async def test_a_page_keeps_its_refresh_token_in_a_cookie(
     assert refreshed.status_code == 200, refreshed.text
     assert (await client.get("/auth/me", headers=bearer(refreshed.json()))).status_code == 200
     assert refreshed.headers["set-cookie"].partition(";")[0] != sent["Cookie"]
+
+
+async def test_an_admin_rotates_the_signing_key_and_nobody_is_refused(
+    client: httpx2.AsyncClient, account: Account, admin_headers: dict[str, str]
+) -> None:
+    assert_problem(await client.get("/auth/keys", headers=account.headers), 403)
+    before = (await client.get("/auth/keys", headers=admin_headers)).json()["items"]
+
+    rotated = await client.post("/auth/keys/rotate", json={"at_once": True}, headers=admin_headers)
+
+    assert rotated.status_code == 200, rotated.text
+    newest = rotated.json()["items"][0]
+    assert newest["state"] == "active"
+    assert newest["kid"] not in {key["kid"] for key in before}
+    # Tokens of the key before are good until they expire; those of the new one as soon as every replica knows it.
+    assert (await client.get("/async-demo", headers=account.headers)).status_code == 200
+
+    async def is_used_and_accepted() -> bool:
+        tokens = await sign_in(client, account.username, account.password)
+        answers = [await client.get(path, headers=bearer(tokens)) for path in ("/auth/me", "/async-demo")]
+        kid = jwt.get_unverified_header(tokens["access_token"])["kid"]
+        return kid == newest["kid"] and all(answer.status_code == 200 for answer in answers)
+
+    async with asyncio.timeout(10):
+        while not await is_used_and_accepted():
+            await asyncio.sleep(0.1)
+    published = {key["kid"] for key in (await client.get("/.well-known/jwks.json")).json()["keys"]}
+    assert {newest["kid"], *(key["kid"] for key in before)} <= published
