@@ -19,6 +19,7 @@ from services.users.settings import UsersSettings
 from shared.breaker import BreakerConfig
 from shared.bus.base import Append
 from shared.cache.line import Line
+from shared.revocation import RevocationFeed
 from shared.serve import main
 
 LONG_S = 60.0
@@ -51,6 +52,15 @@ def vouching() -> None:
     Line.vouches = lambda *_: True  # type: ignore[assignment,method-assign]
 
 
+def reading_back() -> None:
+    """Hear of ended sessions only while listening."""
+
+    async def heard(*_: object) -> bool:
+        return True
+
+    RevocationFeed._caught_up = heard  # type: ignore[method-assign]
+
+
 def dies_between_publish_and_delete() -> None:
     """Be killed, the first time, when the bus has the events and the outbox too."""
     mark = Path(os.environ["CHAOS_FOLDER"]) / "died"
@@ -71,6 +81,7 @@ WHAT: dict[str, Callable[[], None]] = {
     "message-ids": message_ids,
     "take-over": take_over,
     "vouching": vouching,
+    "reading-back": reading_back,
     "dies": dies_between_publish_and_delete,
 }
 
