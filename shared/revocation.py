@@ -23,6 +23,7 @@ from shared.tasks import Supervisor
 from shared.tokens import LEEWAY_S, TOKEN_LASTS_S_MAX, Identity, TokenVerifier
 
 REVOKED_MAX = 100_000
+READ_BACK_S = TOKEN_LASTS_S_MAX + 2 * LEEWAY_S
 LOG = "EVT"
 LOOK_S = 0.2
 RETRY_S = 1.0
@@ -197,9 +198,7 @@ class RevocationFeed:
         offset = 0
         try:
             while True:
-                found = await bus.read(
-                    LOG, self._event_subject, after=offset, limit=PAGE, age_max_s=TOKEN_LASTS_S_MAX + LEEWAY_S
-                )
+                found = await bus.read(LOG, self._event_subject, after=offset, limit=PAGE, age_max_s=READ_BACK_S)
                 for message in found:
                     await self._take(message)
                 if len(found) < PAGE:

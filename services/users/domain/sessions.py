@@ -29,13 +29,16 @@ SECRET_BYTES = 32
 GRACE_S = 10.0
 """So long after its exchange a token gives its successor again; a network that loses an answer needs as much."""
 
+MARGIN_S = 10.0
+"""A token may be issued while the end of its session waits for the store."""
+
 
 class Endings:
     """How sessions end for every service: the event, stored with the end, and then `tell(event)`, which does not wait for a relay."""
 
     def __init__(self, *, token_lasts_s: float, tell: Callable[[Event], Awaitable[None]]) -> None:
         self.tell = tell
-        self._until_s = token_lasts_s + LEEWAY_S
+        self._until_s = token_lasts_s + LEEWAY_S + MARGIN_S
 
     def event(self, user_id: str, reason: str, *, session_id: str = "", keep: str = "") -> Event:
         """Return the event that a session of a user has ended now, or all it had but `keep`."""

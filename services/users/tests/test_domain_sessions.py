@@ -163,7 +163,7 @@ async def test_logging_out_ends_this_session_only_and_tells_the_services(service
     (event,) = told
     revocation = Revocation.of_event(event.payload)
     assert (revocation.user_id, revocation.session_id) == (ada.id, actor_of(here).session_id)
-    assert revocation.until - revocation.ended_at == pytest.approx(630)
+    assert revocation.until - revocation.ended_at == pytest.approx(640)
     assert event.subject == "evt.users.session.ended.v1"
     assert [item["id"] for item in events_of(database)][1:] == [event.id]
     entry = list(database.audit.records.values())[-1]
