@@ -17,6 +17,9 @@ from shared.cache.remote_tier import RemoteTier
 UNVOUCHED_S = 1.0
 """An entry is taken so long after its loading began while nobody vouches that it has not changed."""
 
+FLOORS_MAX = 20_000
+"""So many changes are remembered; where one is forgotten early, no load that is under way is kept."""
+
 GENERATIONS_MAX = 10_000
 """So many tags are told apart; one more empties the local tier."""
 
@@ -50,7 +53,9 @@ class TieredCache:
         self.name = name
         self.config = config or CacheConfig()
         self._store = MemoryStore(bytes_max=self.config.bytes_max, entries_max=self.config.entries_max, clock=clock)
-        self._sweeper = Sweeper(self._store)
+        # What is known to have changed, apart from what is kept: a flood of changes must not push the records out.
+        self._floors = MemoryStore(entries_max=FLOORS_MAX, clock=clock)
+        self._sweepers = (Sweeper(self._store), Sweeper(self._floors))
         self._flights: Flights[Entry] = Flights(name, is_detached=True)
         self._remote = RemoteTier(name, remote) if remote is not None else None
         self._away: tuple[type[Exception], ...] = (TimeoutError, *away)
@@ -71,8 +76,10 @@ class TieredCache:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._sweeper.stop()
+        for sweeper in self._sweepers:
+            sweeper.stop()
         self._store.clear()
+        self._floors.clear()
 
     @property
     def statistics(self) -> CacheStatistics:
@@ -140,7 +147,7 @@ class TieredCache:
     def _stale(self, key: str) -> Entry | None:
         """Return what may stand in for the truth: not known to have changed, and not too old."""
         entry = self._store.entry(key) if self.config.stale_s else None
-        if entry is None or not entry.fresh_until or not self._is_current(entry.marks):
+        if entry is None or not self._is_current(entry.marks):
             return None
         # Where the bus does not answer either, nobody could tell us of a change.
         return entry if self._line is None or self._line.vouches(self._clock()) else None
@@ -154,7 +161,7 @@ class TieredCache:
             return await self._load(key, load, marks)
         began_at = self._clock()
         loaded, generations = await self._remote.find(key, names)
-        known = self._store.entry(key)
+        known = self._known(key)
         if loaded is not None and (known is None or not _is_older_copy(loaded, known)):
             self._counts.remote_hits += 1
             return self._keep(key, loaded, marks, began_at)
@@ -173,14 +180,18 @@ class TieredCache:
 
     def _keep(self, key: str, loaded: Loaded, marks: Marks, began_at: float) -> Entry:
         """Keep what was loaded, unless something newer is known here; return it either way."""
-        known = self._store.entry(key)
+        known = self._known(key)
         entry = self._entry(loaded, marks, began_at, known)
         if began_at <= self._flushed_at or (known is not None and _is_older(loaded, began_at, known)):
             self._counts.refused += 1
         else:
             self._store.keep(key, entry)
-            self._sweeper.plan()
+            self._sweepers[0].plan()
         return entry
+
+    def _known(self, key: str) -> Entry | None:
+        """Return what is kept under a key, else what is known to have changed there."""
+        return self._store.entry(key) or self._floors.entry(key)
 
     def _entry(self, loaded: Loaded, marks: Marks, began_at: float, known: Entry | None) -> Entry:
         is_missing = loaded.value is None
@@ -209,7 +220,7 @@ class TieredCache:
         """
         self._apply_key(key, version)
         if value is not None:
-            known = self._store.entry(key)
+            known = self._known(key)
             if known is not None and known.version <= version:
                 marks = self._marks([*tags, *patterns_of(key)])
                 self._store.keep(key, self._entry(Loaded(value, version), marks, self._clock(), None))
@@ -264,13 +275,17 @@ class TieredCache:
     def _apply_key(self, key: str, version: int) -> None:
         checks.check_key(key)
         versions.check_version(version)
-        known = self._store.entry(key)
+        known = self._known(key)
         if known is not None and version and _is_current_at(version, known):
             return
         # Something is left behind that says which loads, begun before or read from a copy, come too late.
         now = self._clock()
-        self._store.keep(key, Entry(b"", now + FLOOR_S, stored_at=now, version=version))
-        self._sweeper.plan()
+        self._store.delete(key)
+        evicted = self._floors.evicted
+        self._floors.keep(key, Entry(b"", now + FLOOR_S, stored_at=now, version=version))
+        self._sweepers[1].plan()
+        if self._floors.evicted > evicted:
+            self._flushed_at = now
         self._flights.drop(key)
 
     def _apply_tags(self, names: Iterable[str]) -> None:

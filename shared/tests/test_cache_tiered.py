@@ -286,3 +286,30 @@ async def test_what_it_counts_is_in_the_metrics(local: TieredCache, truth: Truth
 def test_a_config_that_cannot_be_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="cache"):
         CacheConfig(**bad)  # type: ignore[arg-type]
+
+
+async def test_a_flood_of_changes_pushes_nothing_out_that_is_kept(name: str, truth: Truth) -> None:
+    cache = TieredCache(name, CacheConfig(entries_max=10))
+    for n in range(10):
+        await cache.get(f"k{n}", truth.of("a"))
+    await cache.changed_all({f"other{n}": 2 for n in range(1000)})
+    assert all(cache.peek(f"k{n}") for n in range(10))
+    assert cache.statistics.evicted == 0
+    cache.close()
+
+
+async def test_where_a_change_is_forgotten_early_no_load_under_way_is_kept(
+    name: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiered, "FLOORS_MAX", 10)
+    cache = TieredCache(name)
+    truth.go.clear()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(value(cache, truth, "a"))
+        await truth.until_asked(1)
+        await cache.changed("a", 2)
+        await cache.changed_all({f"other{n}": 2 for n in range(20)})
+        truth.go.set()
+    assert cache.peek("a") is None
+    assert len(cache._floors) == 10
+    cache.close()
