@@ -12,7 +12,7 @@ from pathlib import Path
 import services.users.domain.reads as reads_module
 import services.users.domain.relay as relay_module
 import shared.cache.redis as redis_module
-from services.users.adapters.postgres import pool
+from services.users.adapters.postgres import connections, pool
 from services.users.adapters.postgres.outbox import PostgresLine
 from services.users.app import create
 from services.users.settings import UsersSettings
@@ -28,7 +28,7 @@ LONG_S = 60.0
 def store_timeouts() -> None:
     """Wait for PostgreSQL as long as it takes."""
     pool._bounded_s = lambda _: LONG_S
-    pool.RELEASE_TIMEOUT_S = reads_module.LOAD_TIMEOUT_S = LONG_S
+    connections.RELEASE_TIMEOUT_S = reads_module.LOAD_TIMEOUT_S = LONG_S
 
 
 def cache_bounds() -> None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import asyncpg
 import structlog
 
+from services.users.adapters.postgres.connections import Connections
 from services.users.adapters.start import StoreError
 from shared import context
 from shared.errors import DeadlineExceeded, Unavailable
@@ -17,9 +18,6 @@ ACQUIRE_TIMEOUT_S = 2.0
 CONNECT_TIMEOUT_S = 5.0
 START_WAIT_S = 10.0
 """PostgreSQL itself may still be starting when we are."""
-
-RELEASE_TIMEOUT_S = 0.2
-"""A connection whose statement was given up and that PostgreSQL does not confirm is thrown away."""
 
 ANSWER_S = 0.4
 """What is left of a request's deadline for giving the connection back and saying that the store did not answer."""
@@ -84,18 +82,15 @@ class Transaction:
 class Database:
     """Runs statements on a pooled connection, each within its own limit and the request's deadline."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self._pool = pool
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
         """Hand out a connection; failures in the block are translated. Raises Unavailable, DeadlineExceeded."""
         with translated():
-            connection = await self._pool.acquire(timeout=_bounded_s(ACQUIRE_TIMEOUT_S))
-            try:
+            async with self._connections.use(_bounded_s(ACQUIRE_TIMEOUT_S)) as connection:
                 yield connection
-            finally:
-                await self._pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -108,8 +103,10 @@ class Database:
             return list(await connection.fetch(sql, *values, timeout=statement_timeout_s()))
 
     async def row(self, sql: str, *values: object) -> Any:
-        async with self.connection() as connection:
-            return await connection.fetchrow(sql, *values, timeout=statement_timeout_s())
+        # As `connection` does, without its generator: this is in every request.
+        with translated():
+            async with self._connections.use(_bounded_s(ACQUIRE_TIMEOUT_S)) as connection:
+                return await connection.fetchrow(sql, *values, timeout=statement_timeout_s())
 
     async def ping(self) -> None:
         """Make one round trip. Raises Unavailable."""
@@ -145,11 +142,13 @@ async def connect(url: str, *, name: str) -> asyncpg.Connection:
 async def open_database(url: str, *, name: str, connections_max: int) -> AsyncIterator[Database]:
     """Open the pool, waiting up to 10 s for PostgreSQL. Raises StoreError."""
     pool = await _open_pool(url, name=name, connections_max=connections_max)
+    connections = Connections(pool, connections_max)
     try:
-        yield Database(pool)
+        yield Database(connections)
     finally:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await connections.close()
                 await pool.close()
         except TimeoutError:
             pool.terminate()
