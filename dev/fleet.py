@@ -14,15 +14,18 @@ class Infrastructure:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service: how it starts, which infrastructure must answer first, and which secret files it is handed.
+    """One service: how it starts, which infrastructure must answer first, and what the runner hands it.
 
-    `secret_files` maps a setting (without its prefix) to the name of the generated secret.
+    `secret_files` maps a setting (without its prefix) to the name of the generated secret, `folders` to the name of a folder of the
+    data, told as a file URL. `address_in` is the setting that is told the fleet's public address.
     """
 
     name: str
     module: str
     needs: tuple[str, ...] = ()
     secret_files: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, str] = field(default_factory=dict)
+    address_in: str = ""
     # The one service that answers the fleet's public port.
     public: bool = False
 
@@ -64,6 +67,8 @@ FLEET = Fleet(
             "services.users",
             needs=("nats", "valkey", "postgres"),
             secret_files={"ADMIN_PASSWORD_FILE": "admin-password", "KEY_SEAL_FILE": "key-seal"},
+            folders={"MAIL_URL": "mail"},
+            address_in="PUBLIC_URL",
         ),
         Service("realtime", "services.realtime", needs=("nats",)),
         Service("compute", "services.compute", needs=("nats",)),

@@ -33,6 +33,7 @@ class Surroundings:
     urls: Callable[[], Mapping[str, str]]
     variables: Mapping[str, str]
     settings: Mapping[str, str]
+    public_url: str = ""
     public_fd: int | None = None
 
 
@@ -84,7 +85,9 @@ class ServiceReplica:
         prefix, urls = self.service.prefix, self.around.urls()
         env = self.around.site.clean_env()
         env |= {"ENVIRONMENT": "development", "LOG_LEVEL": "INFO", **self.around.settings}
-        env |= {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+        given = {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+        # What the caller says of these, as a file too, comes first.
+        env |= {name: value for name, value in self._usual().items() if f"{name}_FILE" not in given} | given
         env |= {self.around.variables[need]: urls[self.around.variables[need]] for need in self.service.needs}
         for setting, name in self.service.secret_files.items():
             secret(self.around.site.secrets, name, secret_bytes=32)
@@ -95,3 +98,11 @@ class ServiceReplica:
             f"{prefix}REPLICA": self.replica,
             f"{prefix}ENDPOINTS": self.around.endpoints.as_uri(),
         }
+
+    def _usual(self) -> dict[str, str]:
+        """Return settings that the caller's environment may replace."""
+        prefix, data = self.service.prefix, self.around.site.data
+        found = {prefix + setting: (data / name).as_uri() for setting, name in self.service.folders.items()}
+        if self.service.address_in and self.around.public_url:
+            found[prefix + self.service.address_in] = self.around.public_url
+        return found

@@ -61,6 +61,7 @@ class Supervisor:
             urls=self.urls,
             variables={server.name: server.variable for server in plan.fleet.infra},
             settings=plan.settings,
+            public_url=f"http://127.0.0.1:{plan.public.getsockname()[1]}" if plan.public else "",
             public_fd=plan.public.fileno() if plan.public else None,
         )
         self.board.listen(lambda: self._endpoints.update(self.units))

@@ -228,12 +228,20 @@ async def test_a_service_gets_its_contract_and_nothing_else(tmp_path: Path, monk
     monkeypatch.setenv("RH_GATEWAY_FAKE", "mine")
     monkeypatch.setenv("RH_USERS_FAKE", "not for the gateway")
     monkeypatch.setenv("SOME_SECRET_OF_THE_CALLER", "x")
-    gateway = Service("gateway", FAKE, secret_files={"KEY_FILE": "key"}, public=True)
+    monkeypatch.setenv("RH_GATEWAY_CHOSEN_FILE", "mine too")
+    gateway = Service(
+        "gateway",
+        FAKE,
+        secret_files={"KEY_FILE": "key"},
+        folders={"FOLDER": "letters", "FAKE": "replaced", "CHOSEN": "replaced"},
+        address_in="ADDRESS",
+        public=True,
+    )
 
     async with running(tmp_path, fleet_of(gateway)) as fleet:
         await fleet.ready()
         host, _, port = fleet.endpoints()["gateway"][0].partition(":")
-        fleet.url_port = int(port)
+        public_port, fleet.url_port = fleet.url_port, int(port)
         env = (await fleet.get("/env"))[1]
 
     assert env.pop("RH_GATEWAY_FD").isdigit()
@@ -249,6 +257,9 @@ async def test_a_service_gets_its_contract_and_nothing_else(tmp_path: Path, monk
         "RH_GATEWAY_ENDPOINTS": (fleet.site.run / "endpoints.json").as_uri(),
         "RH_GATEWAY_KEY_FILE": str(fleet.site.secrets / "key"),
         "RH_GATEWAY_FAKE": "mine",
+        "RH_GATEWAY_FOLDER": (fleet.site.data / "letters").as_uri(),
+        "RH_GATEWAY_CHOSEN_FILE": "mine too",
+        "RH_GATEWAY_ADDRESS": f"http://127.0.0.1:{public_port}",
         **({"LC_CTYPE": env["LC_CTYPE"]} if "LC_CTYPE" in env else {}),
     }
 

@@ -111,7 +111,9 @@ class UsersSettings(Settings):
             raise ValueError("is needed with a mail server: an address it sends for, such as Us <us@example.com>")
         if not value.isprintable():
             raise ValueError("must be one line")
-        normalise_email(parseaddr(value)[1])
+        if not normalise_email(parseaddr(value)[1]).isascii():
+            # Else a server would have to take such letters for every mail.
+            raise ValueError("must be an ASCII address")
         return value
 
     @field_validator("mail_link_verify", "mail_link_reset")

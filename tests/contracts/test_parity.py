@@ -18,8 +18,8 @@ COMMON = {"ENVIRONMENT", "LOG_LEVEL"}
 PUBLIC_PORT = 8080
 PUBLIC_SETTINGS = ("WORKERS", "EXEMPT", "ALLOW", "TRUSTED_PROXIES", "ORIGINS", "CONFIG")
 """Of the public service, chosen in .env."""
-TOLD_AS_WELL = {"users": ("ORIGINS",)}
-"""What another service is told of them too."""
+CHOSEN_AS_WELL = {"users": ("ORIGINS", "MAIL_URL", "MAIL_FROM", "MAIL_LINK_VERIFY", "MAIL_LINK_RESET", "PUBLIC_URL")}
+"""Of another service."""
 
 
 @cache
@@ -56,7 +56,7 @@ def test_a_service_gets_its_servers_and_what_the_runner_gives_it(service: Servic
     given = compose()["services"][service.name]["environment"]
     variables = {server.name: server.variable for server in INFRA}
     secrets = {f"{service.prefix}{name.removesuffix('_FILE')}" for name in service.secret_files}
-    more = PUBLIC_SETTINGS if service.public else TOLD_AS_WELL.get(service.name, ())
+    more = PUBLIC_SETTINGS if service.public else CHOSEN_AS_WELL.get(service.name, ())
     own = {f"{service.prefix}{name}" for name in ("HOST", "PORT", "ENDPOINTS", *more)}
 
     assert set(given) == COMMON | {variables[need] for need in service.needs} | secrets | own
@@ -109,7 +109,9 @@ def test_servers_are_out_of_reach_for_whom_they_are_not() -> None:
         "nats",
         "valkey",
     }
-    assert all(network.get("internal") for name, network in compose()["networks"].items() if name != "edge")
+    assert {name for name, service in services.items() if "mail" in service["networks"]} == {"users"}
+    outward = {name for name, network in compose()["networks"].items() if not network.get("internal")}
+    assert outward == {"edge", "mail"}
 
 
 @pytest.mark.parametrize("name", sorted({"nats", "valkey", "postgres"} | {service.name for service in FLEET.services}))

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -9,10 +10,14 @@ import httpx2
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What a client is told: the gateway's URL, and a token of the first admin ("" where none is known)."""
+    """What a client is told: the gateway's URL, and a token of the first admin ("" where none is known).
+
+    `mails` is the folder that mails go to, None where that is out of reach.
+    """
 
     url: str
     admin_token: str
+    mails: Path | None = None
 
     @property
     def websocket_url(self) -> str:

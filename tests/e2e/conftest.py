@@ -24,13 +24,14 @@ def admin_token_of(url: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def fleet() -> Iterator[Fleet]:
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     url = os.environ.get("ROUNDHOUSE_URL")
     if url:
         yield Fleet(url.rstrip("/"), admin_token_of(url.rstrip("/")))
         return
-    with own_fleet("--replicas", "users=2,realtime=2") as own:
-        yield Fleet(own.url, own.admin_token())
+    mails = tmp_path_factory.mktemp("fleet") / "mail"
+    with own_fleet("--replicas", "users=2,realtime=2", RH_USERS_MAIL_URL=mails.as_uri()) as own:
+        yield Fleet(own.url, own.admin_token(), mails)
 
 
 @pytest.fixture

@@ -54,21 +54,16 @@ class SmtpPost:
                     timeout=self._timeout_s,
                 )
         except aiosmtplib.SMTPNotSupported as error:
-            # No STARTTLS, no log-in: the server is not the one we were told of. An address it cannot take is the mail's own fault.
-            if _is_ascii(message):
-                raise MailUnavailable(f"the mail server lacks what is needed: {error.message}") from error
+            # The only thing a server may lack that another mail does not need.
             raise MailRefused("the mail server takes no address with such letters") from error
-        except ValueError as error:
-            raise MailRefused("the address cannot be written in SMTP") from error
         except (aiosmtplib.SMTPException, OSError) as error:
             code = _code_of(error)
             if code is not None:
                 raise MailRefused(f"the mail server refuses it for good: {code}") from error
             raise MailUnavailable(f"the mail server fails: {_name(error)}") from error
-
-
-def _is_ascii(message: EmailMessage) -> bool:
-    return str(message["To"]).isascii() and str(message["From"]).isascii()
+        except ValueError as error:
+            # After OSError: a certificate that nobody vouches for is both.
+            raise MailRefused("the address cannot be written in SMTP") from error
 
 
 def _code_of(error: Exception) -> int | None:
@@ -84,6 +79,9 @@ def _code_of(error: Exception) -> int | None:
 
 
 def _name(error: Exception) -> str:
+    if type(error) is aiosmtplib.SMTPException:
+        # The library's own words: no STARTTLS, no way to log in.
+        return error.message
     # Its text may name the server, or repeat an address.
     code = f" {error.code}" if isinstance(error, aiosmtplib.SMTPResponseException) else ""
     return f"{type(error).__name__}{code}"

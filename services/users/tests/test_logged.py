@@ -1,9 +1,12 @@
 """What the service writes about its users: no password, hash or token, and no whole e-mail address."""
 
+import asyncio
 import logging
+import re
 
 import pytest
 import structlog
+from pydantic import SecretStr
 
 from services.users.app import create
 from services.users.tests.conftest import PASSWORD
@@ -12,7 +15,7 @@ from shared.testing.client import running
 
 
 @pytest.fixture
-def written(make_settings, capfdbinary, monkeypatch):
+def written(make_settings, capfdbinary, monkeypatch, tmp_path):
     """Visits a service that writes as in production; returns what was written and what must not be in it."""
     monkeypatch.setattr(log, "_json_lines", None)
     handlers, level = logging.getLogger().handlers, logging.getLogger().level
@@ -20,8 +23,8 @@ def written(make_settings, capfdbinary, monkeypatch):
     async def run():
         # In the test: only here is what stands for the standard output the one that is read below.
         log.set_up(service="users", replica="users-1", level="INFO")
-        async with running(create(make_settings())) as client:
-            forbidden = await visit(client)
+        async with running(create(make_settings(mail_url=SecretStr(tmp_path.as_uri())))) as client:
+            forbidden = await visit(client, tmp_path)
         return capfdbinary.readouterr().out.decode(), forbidden
 
     yield run
@@ -30,7 +33,15 @@ def written(make_settings, capfdbinary, monkeypatch):
     logging.getLogger().setLevel(level)
 
 
-async def visit(client):
+async def mailed(folder, count):
+    """Wait for so many mails; return the tokens in them."""
+    async with asyncio.timeout(10):
+        while len(found := sorted(folder.glob("*.eml"))) < count:
+            await asyncio.sleep(0.01)
+    return [re.findall(r"^    ([\w-]{43})\r?$", path.read_text(), re.MULTILINE)[0] for path in found]
+
+
+async def visit(client, folder):
     """Meet as many refusals and successes as a user can; returns what must not be written."""
     body = {"username": "ada", "email": "ada.lovelace@example.com", "password": PASSWORD, "full_name": "Ada Lovelace"}
     user = (await client.post("/users", json=body)).json()
@@ -46,7 +57,14 @@ async def visit(client):
     await client.get("/users/ada.lovelace@example.com", headers=bearer)
     await client.patch(f"/users/{user['id']}", json={"password": "another secret 9"}, headers=bearer)
     await client.post("/auth/logout", headers=bearer)
+    await client.post("/auth/password/forgot", json={"email": body["email"]})
+    verify, reset = await mailed(folder, 2)
+    await client.post("/auth/password/reset", json={"token": verify, "password": "a third secret 5"})
+    await client.post(f"/auth/password/reset?token={reset}", json={"token": reset, "password": "a third secret 5"})
+    await client.post("/auth/email/verify", json={"token": verify})
+    await client.post("/auth/email/verify", json={"token": verify, "more": body["email"]})
     return [
+        *(verify, reset, "a third secret 5"),
         *(PASSWORD, "a wrong secret 7", "another secret 9", "password123"),
         *(tokens["access_token"], tokens["refresh_token"], again["access_token"], again["refresh_token"]),
         *("ada.lovelace", "$argon2id$"),
