@@ -1,6 +1,7 @@
 """Deadlines, ids, checks and supervised tasks."""
 
 import asyncio
+import re
 import resource
 import time
 from collections.abc import Iterator
@@ -33,6 +34,12 @@ def test_request_ids_are_unique_and_pass_their_own_check() -> None:
     made = [ids.new_request_id() for _ in range(1000)]
     assert len(set(made)) == 1000
     assert all(ids.is_request_id(text) for text in made)
+
+
+def test_trace_contexts_are_of_the_w3c_form_and_differ():
+    made = [ids.new_traceparent() for _ in range(1000)]
+    assert len(set(made)) == 1000
+    assert all(re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-00", text) for text in made)
 
 
 @pytest.mark.parametrize("text", ["", "a\n", "a b", "ä", "x" * 129, "a/b"])

@@ -1,7 +1,6 @@
 """One request on its way through the policies: what they read, what they note for each other and for the log."""
 
 import asyncio
-import random
 import re
 import time
 from typing import NamedTuple, Protocol
@@ -117,7 +116,7 @@ class Call(RequestContext):
         given = head.request_id.decode("latin-1") if head.request_id else ""
         self.request_id = given if given and ids.is_request_id(given) else ids.new_request_id()
         trace = head.traceparent
-        self.traceparent = trace.decode() if trace and _TRACEPARENT.fullmatch(trace) else mint_traceparent()
+        self.traceparent = trace.decode() if trace and _TRACEPARENT.fullmatch(trace) else ids.new_traceparent()
         # As `own_headers`, without the call.
         self.added: Headers = [
             (b"x-request-id", self.request_id.encode()),
@@ -147,9 +146,3 @@ class Call(RequestContext):
             asked = Deadline.from_header(self.head.timeout_ms.decode("latin-1"))
             if asked is not None and asked.at < self.due_at:
                 self.due_at = asked.at
-
-
-def mint_traceparent() -> str:
-    """Return a new W3C trace context, not sampled. Its ids need to be unique, not secret: drawn at a tenth of urandom's cost."""
-    digits = f"{random.getrandbits(192):048x}"
-    return f"00-{digits[:32]}-{digits[32:]}-00"

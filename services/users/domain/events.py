@@ -1,6 +1,5 @@
 """The events that tell others of a user: CloudEvents 1.0 as JSON, without e-mail address or name."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -54,8 +53,7 @@ def _event(kind: str, user_id: str, data: Mapping[str, object]) -> Event:
     found = context.current()
     if found is not None and found.traceparent:
         document["traceparent"] = found.traceparent
-    payload = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-    return Event(event_id, f"evt.users.{kind}.v1", payload)
+    return Event(event_id, f"evt.users.{kind}.v1", orjson.dumps(document))
 
 
 def versions_told(events: Sequence[Event]) -> dict[str, int]:

@@ -1,9 +1,13 @@
 """The limit on failed log-ins of one client address, counted in the cache so that all replicas share it."""
 
 import ipaddress
+from functools import lru_cache
 
 from services.users.domain.counters import Counters
 from shared.errors import TooManyRequests
+
+ADDRESS_CHARS_MAX = 64
+"""The longest address has 45, and may name a zone."""
 
 
 class FailedLogins:
@@ -39,13 +43,20 @@ def client_address(forwarded_for: str, peer: str) -> str:
     One household owns a whole /64, so counting single IPv6 addresses would limit nobody.
     """
     for text in (forwarded_for.partition(",")[0].strip(), peer):
-        try:
-            address = ipaddress.ip_address(text)
-        except ValueError:
-            continue
-        if isinstance(address, ipaddress.IPv6Address):
-            if address.ipv4_mapped is not None:
-                return str(address.ipv4_mapped)
-            return str(ipaddress.ip_network((int(address), 64), strict=False).network_address)
-        return str(address)
+        if text and len(text) <= ADDRESS_CHARS_MAX and (found := _counted_address(text)):
+            return found
     return "unknown"
+
+
+@lru_cache(maxsize=1024)
+def _counted_address(text: str) -> str:
+    """Return an address as it is counted, "" for a text that is none."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((int(address), 64), strict=False).network_address)
+    return str(address)

@@ -63,6 +63,7 @@ async def test_without_the_cache_a_replica_counts_alone_which_is_said_once():
         ("2001:db8:1:2:3:4:5:6", "", "2001:db8:1:2::"),
         ("2001:db8:1:2::1", "", "2001:db8:1:2::"),
         ("::ffff:192.0.2.7", "", "192.0.2.7"),
+        ("1" * 30_000, "192.0.2.1", "192.0.2.1"),
     ],
 )
 def test_a_login_is_counted_for(forwarded_for, peer, expected):
