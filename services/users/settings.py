@@ -69,12 +69,12 @@ class UsersSettings(Settings):
     )
     mail_from: str = Field(NOBODY, max_length=320, validate_default=True, description="needed with a mail server")
     mail_link_verify: str = Field(
-        "", max_length=1000, description="the page that verifies an address, with {token} where the token goes"
+        "", max_length=500, description="the page that verifies an address, with {token} where the token goes"
     )
-    mail_link_reset: str = Field("", max_length=1000, description="the page that sets a new password, likewise")
+    mail_link_reset: str = Field("", max_length=500, description="the page that sets a new password, likewise")
     mails_per_hour_max: int = Field(5, ge=1, description="of a kind, to one account and to one address")
     public_url: str = Field(
-        "http://127.0.0.1:8080", max_length=1000, description="the gateway's address, as mails tell it"
+        "http://127.0.0.1:8080", max_length=500, description="the gateway's address, as mails tell it"
     )
 
     cache_mib: int = Field(32, ge=1, le=4096, description="of records kept in each process for reading")
@@ -139,4 +139,5 @@ class UsersSettings(Settings):
 
 def _is_web_url(text: str) -> bool:
     parts = urlsplit(text)
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable() and " " not in text
+    is_plain = text.isascii() and text.isprintable() and " " not in text
+    return is_plain and parts.scheme in ("http", "https") and bool(parts.hostname)

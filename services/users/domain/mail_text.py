@@ -60,7 +60,9 @@ class MailText:
         message.set_content(
             _TEXT.format(
                 reason=_REASONS[mail.kind].format(site=self._public_url), how=self._how(mail.kind, token), token=token
-            )
+            ),
+            # As it is, so that a link can be read in the file too; the settings see to it that it is ASCII and short enough.
+            cte="7bit",
         )
         return message
 

@@ -65,7 +65,8 @@ class MailSender:
         self._retry_s = retry_s
         self._lease = timedelta(seconds=lease_s)
         self._woken = asyncio.Event()
-        self._is_away = False
+        self._failing = ""
+        self._is_server_away = False
         self._log = structlog.get_logger()
 
     def wake(self) -> None:
@@ -77,14 +78,15 @@ class MailSender:
         while True:
             self._woken.clear()
             try:
-                is_more = await self.send_due() == BATCH_MAX
+                count = await self.send_due()
             except Unavailable as error:
                 self._note(str(error))
-                is_more = False
             else:
                 self._note("")
-            if not is_more:
-                await self._sleep()
+                # While the server is away each poll tries a batch: a large backlog must not keep the store busy for nothing.
+                if count == BATCH_MAX and not self._is_server_away:
+                    continue
+            await self._sleep()
 
     async def send_due(self) -> int:
         """Claim a batch of mails and send it; return how many those were. Raises Unavailable."""
@@ -135,13 +137,12 @@ class MailSender:
             await self._give_up(mail, "refused", detail=str(error))
         except MailUnavailable as error:
             self._tally.mail_failed("unreachable")
+            self._note_server(mail, str(error))
             wait_s = random.uniform(0, min(RETRY_MAX_S, self._retry_s * 2 ** min(mail.tries, 20)))
-            self._log.warning(
-                "mail_waits", mail=mail.id, tries=mail.tries, again_in_s=round(wait_s, 1), reason=str(error)
-            )
             await self._outbox.retry(mail, at=datetime.now(UTC) + timedelta(seconds=wait_s))
         else:
             self._tally.mail_sent()
+            self._note_server(mail, "")
             await self._outbox.done(mail)
 
     async def _give_up(self, mail: Mail, reason: str, *, detail: str = "") -> None:
@@ -157,7 +158,15 @@ class MailSender:
         except TimeoutError:
             return
 
-    def _note(self, reason: str) -> None:
-        if reason and not self._is_away:
-            self._log.warning("mail_sender_waits", reason=reason)
-        self._is_away = bool(reason)
+    def _note(self, failing: str) -> None:
+        if failing and not self._failing:
+            self._log.warning("mail_sender_waits", reason=failing)
+        self._failing = failing
+
+    def _note_server(self, mail: Mail, failing: str) -> None:
+        """Say once that mails wait, and once that they go out again: each of many mails fails many times."""
+        if failing and not self._is_server_away:
+            self._log.warning("mail_waits", mail=mail.id, tries=mail.tries, reason=failing)
+        elif self._is_server_away and not failing:
+            self._log.info("mail_goes_on")
+        self._is_server_away = bool(failing)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from services.users.adapters.mail import MemoryPost
 from services.users.domain.audit import entry_of
@@ -228,6 +229,29 @@ async def test_more_than_a_batch_goes_out_without_waiting_for_the_next_poll(make
     background(make_sender(post, poll_s=3600))
 
     await arrived(post, BATCH_MAX + 5)
+
+
+async def test_while_the_server_is_away_a_poll_tries_one_batch_and_one_line_says_so(
+    make_sender, issue, tally, store, background, monkeypatch
+):
+    for _ in range(2 * BATCH_MAX):
+        await issue()
+    sender = make_sender(FailingPost(*[MailUnavailable("away")] * 100), retry_s=3600)
+    sleeps = asyncio.Event()
+
+    async def sleep():
+        sleeps.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(sender, "_sleep", sleep)
+    with capture_logs() as lines:
+        background(sender)
+        async with asyncio.timeout(10):
+            await sleeps.wait()
+
+    assert tally.mails == ["unreachable"] * BATCH_MAX
+    assert [line["event"] for line in lines] == ["mail_waits"]
+    assert await store.mails.backlog() == 2 * BATCH_MAX
 
 
 async def test_it_is_woken_by_a_mail_of_its_own_process(make_sender, issue, background, tally):

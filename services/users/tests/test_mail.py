@@ -34,6 +34,13 @@ def test_with_a_page_of_ours_the_mail_links_to_it_and_shows_the_token(compose):
     assert "    a-token" in lines
 
 
+def test_a_long_link_is_not_broken_in_the_file(compose):
+    long = "https://app.example.com/" + "x" * 470 + "#{token}"
+    text = MailText(sender="Us <us@example.com>", public_url="https://api.example.com", links={"reset": long})
+
+    assert long.replace("{token}", "a-token").encode() in compose("reset", text).as_bytes()
+
+
 @pytest.mark.parametrize("purpose", ["verify", "reset"])
 def test_without_a_page_the_mail_names_the_route_and_links_nowhere_with_the_token(compose, purpose):
     text = MailText(sender="Us <us@example.com>", public_url="https://api.example.com", links={})

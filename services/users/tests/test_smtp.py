@@ -6,8 +6,11 @@ import socket
 import pytest
 
 from services.users.adapters.smtp import SmtpPost
+from services.users.domain.audit import entry_of
 from services.users.domain.mail_text import MailText
 from services.users.domain.ports import MailRefused, MailUnavailable
+from services.users.domain.sender import MailSender
+from services.users.tests.conftest import ReadableSeal
 from services.users.tests.smtp_server import SmtpServer, make_tls, smtp_server
 
 TEXT = MailText(sender="Us <us@example.com>", public_url="https://api.example.com", links={})
@@ -166,9 +169,36 @@ async def test_mails_that_are_refused_for_good_do_not_count_against_the_server(m
     assert server.connections == 20
 
 
-async def test_nobody_there_is_unavailable(message):
+@pytest.fixture
+def unused_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+async def test_a_mail_waits_for_a_server_that_comes_back(store, add_user, letters, tally, unused_port):
+    user = await add_user()
+    await store.tokens.issue(letters.write("reset", user.id, user.email), audit=entry_of("user.asked"))
+    post = SmtpPost(f"smtp://127.0.0.1:{unused_port}?tls=off")
+    sender = MailSender(
+        store.mails, store.tokens, ReadableSeal(), TEXT.compose, post, tally=tally, poll_s=0.01, retry_s=0.01
+    )
+    task = asyncio.get_running_loop().create_task(sender.run())
+    try:
+        async with asyncio.timeout(20):
+            while len(tally.mails) < 3:
+                await asyncio.sleep(0.01)
+            async with smtp_server(SmtpServer(port=unused_port)) as server:
+                while await store.mails.backlog():
+                    await asyncio.sleep(0.01)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    assert [recipient for _, recipient in server.envelopes] == [user.email]
+    assert tally.mails == [*["unreachable"] * (len(tally.mails) - 1), "sent"]
+
+
+async def test_nobody_there_is_unavailable(message, unused_port):
     with pytest.raises(MailUnavailable):
-        await SmtpPost(f"smtp://127.0.0.1:{port}?tls=off").send(message())
+        await SmtpPost(f"smtp://127.0.0.1:{unused_port}?tls=off").send(message())
