@@ -1,6 +1,7 @@
 """Deadlines: how long an answer is still wanted, from the gateway through every call that serves it."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,9 @@ from shared.errors import DeadlineExceeded
 HEADER = "X-Request-Timeout-Ms"
 HEADER_MS_MAX = 600_000
 """Ten minutes; a larger wish from outside is cut to this."""
+
+TICK_S = 0.01
+"""What `patient_timeout` counts at most of each turn of a loop that is late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +63,31 @@ async def limit(deadline: Deadline | None, limit_s: float, what: str) -> AsyncIt
             yield
     except TimeoutError as error:
         raise DeadlineExceeded(f"{what} took longer than {seconds:.1f} s") from error
+
+
+@asynccontextmanager
+async def patient_timeout(limit_s: float) -> AsyncIterator[None]:
+    """Like `asyncio.timeout`, for calls to what answers within milliseconds: the lateness of this loop is not held against them.
+
+    A loop with a thousand requests at hand reads an answer long after it came, and a timer that is due then would win over it. So the
+    time is counted in steps of `TICK_S`, one for each turn of the loop at most. Raises TimeoutError.
+    """
+    loop = asyncio.get_running_loop()
+    left = max(1, math.ceil(limit_s / TICK_S))
+    step_s = limit_s / left
+    timer: asyncio.TimerHandle
+
+    def tick() -> None:
+        nonlocal left, timer
+        left -= 1
+        if left:
+            timer = loop.call_later(step_s, tick)
+        else:
+            scope.reschedule(loop.time())
+
+    async with asyncio.timeout(None) as scope:
+        timer = loop.call_later(step_s, tick)
+        try:
+            yield
+        finally:
+            timer.cancel()

@@ -154,8 +154,11 @@ class RedisCache:
             _log.debug("cache_close_failed", reason=type(error).__name__)
 
 
-def open_pool(url: str, *, connections_max: int, wait_s: float) -> BlockingConnectionPool:
-    """Return a pool that never retries; `wait_s` bounds a connect, an answer and a turn. Raises ValueError for what is no Redis URL."""
+def open_pool(url: str, *, connections_max: int, wait_s: float | None) -> BlockingConnectionPool:
+    """Return a pool that never retries; `wait_s` bounds a connect, an answer and a turn. Raises ValueError for what is no Redis URL.
+
+    None leaves the bounding to the callers, who cancel: the driver then closes the connection.
+    """
     try:
         found = urlsplit(url)
         host, port = found.hostname, found.port

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import resource
+import socket
 import time
 from collections.abc import Iterator
 
@@ -81,6 +82,37 @@ async def test_limit_lets_a_timeout_of_the_inside_through_as_a_deadline_only_whe
     with pytest.raises(ValueError, match="own"):
         async with deadline.limit(None, 5, "x"):
             raise ValueError("own fault")
+
+
+async def test_patient_timeout_ends_what_hangs_and_lets_a_cancellation_through() -> None:
+    with pytest.raises(TimeoutError):
+        async with deadline.patient_timeout(0.01):
+            await asyncio.Event().wait()
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(_wait_patiently())
+        await asyncio.sleep(0)
+        waiting.cancel()
+    assert waiting.cancelled()
+
+
+async def _wait_patiently() -> None:
+    async with deadline.patient_timeout(60):
+        await asyncio.Event().wait()
+
+
+async def test_patient_timeout_reads_what_came_in_time_when_the_loop_is_late() -> None:
+    own, peer = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=own)
+
+    def answer_while_the_loop_is_held_up() -> None:
+        peer.send(b"x")
+        time.sleep(0.15)
+
+    with peer:
+        async with deadline.patient_timeout(0.1):
+            asyncio.get_running_loop().call_soon(answer_while_the_loop_is_held_up)
+            assert await reader.read(1) == b"x"
+    writer.close()
 
 
 class _Late(Deadline):

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from services.gateway.domain.gcra import SLACK, Demand, Rate
 from services.gateway.domain.quota import Grant, QuotaStore
+from shared.deadline import patient_timeout
 
 LEASE_SHARE = 16
 """A process holds at most this part (1/16) of a quota. At 600 that is 38 tokens, fetched again when 9 are left: 0.035 calls a request.
@@ -30,7 +31,7 @@ RECHECK_S = 1.0
 """What other processes took may come back any time: a refusal on their account is believed for so long, then the store is asked."""
 
 WAIT_S = 0.1
-"""A request waits at most so long for the store, then its process decides alone."""
+"""A request waits at most so long for the store (more only where the loop is late), then its process decides alone."""
 
 
 class Owner(Protocol):
@@ -192,7 +193,7 @@ class Meter:
         lease.waiters.append(_Waiter(cost, is_reserved, verdict))
         self.owner.enqueue(lease)
         try:
-            async with asyncio.timeout(WAIT_S):
+            async with patient_timeout(WAIT_S):
                 return await verdict
         except TimeoutError:
             # Cancelled by the timeout, unless the verdict came in the same moment.

@@ -1,6 +1,7 @@
 """Local leases: one process is exact, many stay within their bound, few calls are made, and a store that fails harms nobody."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -347,6 +348,16 @@ class TestWithoutTheStore:
         process = Process(store, limit(100))
         async with asyncio.timeout(WAIT_S * 20):
             assert not (await process.meter.wait("u")).wait_s
+
+    async def test_late_loop_does_not_make_a_process_decide_by_itself(self, store: Switched) -> None:
+        process = Process(store, limit(100))
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(process.meter.wait("u"))
+            asyncio.get_running_loop().call_soon(time.sleep, WAIT_S * 1.5)
+            for _ in range(2):
+                await asyncio.sleep(0)
+            await process.limiter.work_off()
+        assert waiting.result().is_leased
 
     async def test_it_is_asked_again_only_when_somebody_needs_it(self, store: Switched) -> None:
         process = Process(store, limit(100))
