@@ -16,7 +16,7 @@ from shared.settings import Settings, variable_of
 ROOT = Path(__file__).parents[2]
 COMMON = {"ENVIRONMENT", "LOG_LEVEL"}
 PUBLIC_PORT = 8080
-PUBLIC_SETTINGS = ("WORKERS", "EXEMPT", "ALLOW", "TRUSTED_PROXIES", "ORIGINS", "CONFIG")
+PUBLIC_SETTINGS = ("WORKERS", "EXEMPT", "ALLOW", "TRUSTED_PROXIES", "ORIGINS", "ADMIN_ACCESS", "CONFIG")
 """Of the public service, chosen in .env."""
 CHOSEN_AS_WELL = {"users": ("ORIGINS", "MAIL_URL", "MAIL_FROM", "MAIL_LINK_VERIFY", "MAIL_LINK_RESET", "PUBLIC_URL")}
 """Of another service."""

@@ -91,14 +91,15 @@ def _is_own_name(host: str) -> bool:
 
 def admin(door: Door, workers: Workers, configuration: Configuration, authorities: frozenset[str]) -> APIRouter:
     """Return the routes."""
-    router = APIRouter(prefix=PREFIX)
+    router = APIRouter()
     router.include_router(_views(workers, configuration, authorities), dependencies=[Depends(door)])
     router.include_router(_actions(door, workers))
     return router
 
 
 def _views(workers: Workers, configuration: Configuration, authorities: frozenset[str]) -> APIRouter:
-    router = APIRouter()
+    # Here and not where it is included: logs and metrics name a route by its own path.
+    router = APIRouter(prefix=PREFIX)
 
     @router.get("/routes", summary="Every route with its policies, outermost first")
     async def routes() -> list[Explanation]:
@@ -150,7 +151,8 @@ def _views(workers: Workers, configuration: Configuration, authorities: frozense
 
 
 def _actions(door: Door, workers: Workers) -> APIRouter:
-    router = APIRouter()
+    # Here and not where it is included: logs and metrics name a route by its own path.
+    router = APIRouter(prefix=PREFIX)
     who = Depends(door)
 
     @router.post("/breakers/{service}/{verb}", summary="Hold a service's breakers open or closed, or let them decide")

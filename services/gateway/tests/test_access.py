@@ -128,6 +128,16 @@ async def test_metrics_need_an_admin_where_it_is_set(serve, start, stack):
     assert (await client.ask(rig.get("/metrics", bearer(mint.token(role="admin"))))).status == 200
 
 
+async def test_metrics_name_the_routes_of_operators_by_their_whole_path(fleet):
+    rig, client, mint, _ = fleet
+    admin = bearer(mint.token(role="admin"))
+    for request in (rig.get("/admin/gateway/routes", admin), rig.post("/admin/gateway/breakers/open/auto", b"", admin)):
+        assert (await client.ask(request)).status == 200
+    shown = (await client.ask(rig.get("/metrics", admin))).body.decode()
+    assert 'requests_total{method="GET",route="/admin/gateway/routes",status="200"} 1.0' in shown
+    assert 'requests_total{method="POST",route="/admin/gateway/breakers/{service}/{verb}",status="200"} 1.0' in shown
+
+
 async def test_metrics_are_open_where_it_is_set(start):
     rig = await start(metrics_access="open")
     client = await rig.connect()
