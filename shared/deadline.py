@@ -14,7 +14,12 @@ HEADER_MS_MAX = 600_000
 """Ten minutes; a larger wish from outside is cut to this."""
 
 TICK_S = 0.01
-"""What `patient_timeout` counts at most of each turn of a loop that is late."""
+"""What `patient_timeout` counts at most of each turn of a loop that is late.
+
+A call to Valkey needs several turns. With 1,000 busy connections and twice this, 80 ms ran out for a healthy server in 3 of 4
+runs, with this in none of 11. The price is paid where the server is silent and the loop late: giving up then took 0.3 to 0.8 s
+instead of 0.1 to 0.2.
+"""
 
 
 @dataclass(frozen=True, slots=True)
