@@ -43,6 +43,7 @@ class RequestLog:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.log = structlog.get_logger()
+        self._waiting: list[bytes] = []
 
     def _context(self, scope: Scope) -> context.RequestContext:
         given = header_of(scope, b"x-request-id").decode("latin-1")
@@ -112,7 +113,17 @@ class RequestLog:
             fields["trace_id"] = request.traceparent[3:35]
             if request.subject:
                 fields["user_id"] = request.subject
-            lines.write(orjson.dumps(fields)[:-1] + lines.tail)
+            self._add(lines, orjson.dumps(fields)[:-1] + lines.tail)
+
+    def _add(self, lines: log.JsonLines, line: bytes) -> None:
+        """Write a line with all others of this turn of the event loop: the system call costs more than the line."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush, lines)
+        self._waiting.append(line)
+
+    def _flush(self, lines: log.JsonLines) -> None:
+        waiting, self._waiting = self._waiting, []
+        lines.write(b"".join(waiting))
 
 
 def route_of(scope: Scope) -> str:

@@ -1,5 +1,6 @@
 """Logs: one JSON line an event, with the request's ids, bounded and without secrets."""
 
+import asyncio
 import json
 import logging
 import os
@@ -151,22 +152,26 @@ def test_lines_of_processes_that_share_a_pipe_stay_whole() -> None:
     assert all(line["replica"] == f"gateway-{line['path'][0]}" and len(set(line["path"])) == 1 for line in found)
 
 
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    found = context.current()
+    assert found is not None
+    found.subject, found.route = "u1", "/a/{b}"
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b"12345"})
+
+
+async def receive() -> Message:
+    return {"type": "http.request"}
+
+
+async def send(_: Message) -> None: ...
+
+
 async def asked(path: str, headers: list[tuple[bytes, bytes]]) -> None:
     """Let a request come through the access log, whose answer is 204."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        found = context.current()
-        assert found is not None
-        found.subject, found.route = "u1", "/a/{b}"
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b"12345"})
-
-    async def receive() -> Message:
-        return {"type": "http.request"}
-
-    async def send(_: Message) -> None: ...
-
-    await RequestLog(app)({"type": "http", "method": "GET", "path": path, "headers": headers}, receive, send)
+    await RequestLog(answer)({"type": "http", "method": "GET", "path": path, "headers": headers}, receive, send)
+    # The line is written at the end of the loop's turn.
+    await asyncio.sleep(0)
 
 
 async def test_an_access_line_is_the_same_by_the_short_way_and_by_structlog(
@@ -190,6 +195,20 @@ async def test_an_access_line_is_the_same_by_the_short_way_and_by_structlog(
     assert (found[0]["path"], found[0]["status"], found[0]["body_bytes"]) == ("/plain", 204, 5)
     assert token not in str(found)
     assert "hunter2" not in str(found)
+
+
+async def test_access_lines_of_one_turn_of_the_loop_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    monkeypatch.setattr(log, "_json_lines", log.JsonLines(tail=b"}\n", write=written.append))
+    app = RequestLog(answer)
+    scopes = [{"type": "http", "method": "GET", "path": f"/{n}", "headers": []} for n in range(3)]
+    await asyncio.gather(*(app(scope, receive, send) for scope in scopes))
+    await asyncio.sleep(0)
+    assert [json.loads(line)["path"] for line in b"".join(written).splitlines()] == ["/0", "/1", "/2"]
+    assert len(written) == 1
+    await app(scopes[0], receive, send)
+    await asyncio.sleep(0)
+    assert len(written) == 2
 
 
 async def test_probes_are_not_on_info_by_the_short_way(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
