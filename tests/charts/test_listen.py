@@ -37,8 +37,10 @@ async def test_scrapers_need_no_token_where_clients_do() -> None:
     own, public = free_port(), free_port()
     variables = rendered.variables("gateway") | {"RH_GATEWAY_PORT": str(own), "RH_GATEWAY_HOST": "127.0.0.1"}
     variables |= {"RH_GATEWAY_REPLICA": "gateway-1", "PATH": os.environ["PATH"]}
-    del variables["REDIS_URL_FILE"]
-    variables["REDIS_URL"] = f"redis://:password@127.0.0.1:{free_port()}/0"
+    # Nothing answers there: the gateway serves without either.
+    for name, scheme in (("REDIS_URL", "redis"), ("NATS_URL", "nats")):
+        del variables[f"{name}_FILE"]
+        variables[name] = f"{scheme}://user:password@127.0.0.1:{free_port()}"
     variables["RH_GATEWAY_ENDPOINTS"] = f"users=127.0.0.1:{free_port()}"
     script = ROOT / "charts" / "roundhouse" / "files" / container["command"][1].rpartition("/")[2]
     _, _, *rest = container["args"]

@@ -1,5 +1,7 @@
 """What the e2e tests share: the fleet as its clients know it, accounts, and the form of a refusal."""
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,19 @@ async def sign_in(client: httpx2.AsyncClient, username: str, password: str) -> d
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
+
+
+async def answered(
+    ask: Callable[[], Awaitable[httpx2.Response]], status: int, *, within_s: float = 2.0
+) -> httpx2.Response:
+    """Ask until the answer has a status: what changed is known to every replica within a second, and a machine may be busy."""
+    until = time.monotonic() + within_s
+    while True:
+        response = await ask()
+        if response.status_code == status or time.monotonic() > until:
+            assert response.status_code == status, f"{response.status_code}: {response.text[:500]}"
+            return response
+        await asyncio.sleep(0.02)
 
 
 MakeAccount = Callable[[], Awaitable[Account]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 
-from tests.e2e.client import MakeAccount, assert_problem, sign_in
+from tests.e2e.client import MakeAccount, answered, assert_problem, sign_in
 
 PASSWORD = "correct horse 9 battery"
 
@@ -74,14 +74,15 @@ async def test_a_deleted_user_is_restored_purged_and_all_of_it_in_the_audit_log(
     account = await make_account()
     path = f"/users/{account.id}"
     assert (await client.delete(path, headers=account.headers)).status_code == 204
-    assert_problem(await client.get(path, headers=admin_headers), 404)
+    assert_problem(await answered(lambda: client.get(path, headers=admin_headers), 404), 404)
     listed = await client.get("/users", params={"deleted": "true", "username": account.username}, headers=admin_headers)
     assert [item["id"] for item in listed.json()["items"]] == [account.id]
 
     restored = await client.post(f"{path}/restore", headers=admin_headers)
 
     assert (restored.status_code, restored.headers["etag"]) == (200, '"v2"')
-    assert (await client.get(path, headers=admin_headers)).json() == restored.json()
+    found = await answered(lambda: client.get(path, headers=admin_headers), 200)
+    assert found.json() == restored.json()
     await sign_in(client, account.username, account.password)
     assert (await client.delete(path, params={"purge": "true"}, headers=admin_headers)).status_code == 204
     assert_problem(await client.post(f"{path}/restore", headers=admin_headers), 404)

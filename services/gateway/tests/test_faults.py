@@ -25,7 +25,8 @@ async def test_upstream_that_never_answers_is_504_in_time(serve, start):
     client = await rig.connect()
     before = asyncio.get_running_loop().time()
     assert await problem_of(client, rig.get("/hasty/x")) == (504, "deadline_exceeded")
-    assert 0.2 <= asyncio.get_running_loop().time() - before < 2
+    # The loop's clock counts whole milliseconds.
+    assert 0.199 <= asyncio.get_running_loop().time() - before < 2
     # It is told at once, and the client's connection lives on.
     assert b"GET /hasty/x" in await upstream.wires[0].closed() or bytes(upstream.wires[0].received)
     assert (await client.ask(rig.get("/live"))).status == 200
