@@ -149,6 +149,7 @@ def own_stack() -> Iterator[Stack]:
             "ROUNDHOUSE_PORT": str(port),
             "GATEWAY_WORKERS": str(GATEWAY_WORKERS),
             "GATEWAY_EXEMPT": EXEMPT,
+            "MAIL_URL": "file:///tmp/mails",
         }
         env_file.write_text("".join(f"{name}={value}\n" for name, value in chosen.items()))
         stack = Stack(project, env_file, port, made["ADMIN_PASSWORD"])

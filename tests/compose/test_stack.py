@@ -86,14 +86,14 @@ def test_the_limits_are_in_force(stack: Stack) -> None:
         assert run(*stack.command("exec", "-T", service, "sh", "-c", "true")).returncode != 0
 
 
-def test_the_gateway_reaches_the_store_of_its_limits_and_no_other(stack: Stack) -> None:
+def test_the_gateway_reaches_the_bus_and_the_store_of_its_limits_and_not_the_database(stack: Stack) -> None:
     attempt = "import socket; socket.create_connection(('{}', {}), 3)"
     for name, port in (("postgres", 5432), ("nats", 4222), ("valkey", 6379)):
         from_users = run(*stack.command("exec", "-T", "users", "python", "-S", "-c", attempt.format(name, port)))
         assert from_users.returncode == 0, from_users.stderr
         from_gateway = run(*stack.command("exec", "-T", "gateway", "python", "-S", "-c", attempt.format(name, port)))
-        assert ("gaierror" in from_gateway.stderr) == (name != "valkey")
-        assert (from_gateway.returncode == 0) == (name == "valkey")
+        assert ("gaierror" in from_gateway.stderr) == (name == "postgres")
+        assert (from_gateway.returncode == 0) == (name != "postgres")
 
 
 async def test_scaling_under_traffic_loses_no_call_and_a_new_replica_gets_its_share(stack: Stack) -> None:
