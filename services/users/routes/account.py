@@ -16,6 +16,7 @@ router = APIRouter(tags=["auth"], route_class=GuardedRoute)
 @router.post(
     "/auth/email/verify/request",
     status_code=202,
+    response_class=Response,
     responses=problems(401, 503),
     dependencies=[SHOWN_SCHEME],
     summary="Have a mail sent that verifies the own address",
@@ -40,6 +41,7 @@ async def verify(body: VerifyBody, parts: Parts) -> Response:
 @router.post(
     "/auth/password/forgot",
     status_code=202,
+    response_class=Response,
     responses=problems(400, 415, 422, 503),
     summary="Have a mail sent that allows to set a new password",
 )
