@@ -5,7 +5,7 @@ LOCKED := shared/pyproject.toml $(sort $(wildcard services/*/pyproject.toml)) de
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 CODE := shared services dev deploy charts tests conftest.py
 
-.PHONY: help up setup check lint format types contracts unit unit-one unit-two test test-all e2e-compose charts fuzz bench demo fmt lock
+.PHONY: help up setup check lint format types contracts unit unit-one unit-two test test-fleets test-code test-all e2e-compose charts fuzz bench demo fmt lock
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -42,8 +42,16 @@ unit-one:
 unit-two:
 	@$(BIN)/python -m pytest -q -m "not slow" shared dev tests/contracts tests/bench $(filter-out $(HALF),$(patsubst %/pyproject.toml,%,$(sort $(wildcard services/*/pyproject.toml))))
 
+# Fleets and faults wait most of the time, so they run beside the tests that compute.
+FLEETS := tests/chaos tests/e2e tests/isolation
 test: setup lint  ## everything that needs no Docker: lint, unit, contract, isolation, e2e, one pass of each fault; <= 15 min
-	@$(BIN)/python -m pytest -q
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-fleets test-code
+
+test-fleets:
+	@$(BIN)/python -m pytest -q $(FLEETS)
+
+test-code:
+	@$(BIN)/python -m pytest -q shared services dev tests $(patsubst %,--ignore=%,$(FLEETS))
 
 test-all: test e2e-compose charts fuzz  ## test, the containers, the chart, and each fault twice more
 	@$(BIN)/python -m pytest -q tests/chaos tests/e2e

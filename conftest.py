@@ -133,4 +133,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("lanes", sep="-")
     terminalreporter.write_line("\n".join(told))
     if LANES_FILE:
-        Path(LANES_FILE).write_text("\n".join([*told, ""]))
+        # Several may tell, one after the other.
+        with Path(LANES_FILE).open("a") as file:
+            file.write("\n".join([*told, ""]))
