@@ -1,7 +1,10 @@
 """Migrations: numbered SQL files, forward only, each applied once and whole, by one replica while the others wait."""
 
+import asyncio
 import hashlib
+import random
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,8 @@ FOLDER = Path(__file__).parents[2] / "migrations"
 WAIT_S = 60.0
 """For the lock and for one migration."""
 
+LOCK_TIMEOUT_MS = 500
+"""Under PostgreSQL's deadlock_timeout (1 s): where a migration and a write wait for each other it is the migration that gives way."""
 _NAME = re.compile(r"(?P<number>\d{4})_[a-z0-9_]+\.sql")
 
 
@@ -81,7 +86,23 @@ async def _apply_missing(connection: asyncpg.Connection, migrations: list[Migrat
 
 
 async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
+    """Apply one migration; it gives way to replicas that write, and is tried again."""
+    give_up_at = time.monotonic() + WAIT_S
+    while True:
+        try:
+            await _try_apply(connection, migration)
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            if time.monotonic() > give_up_at:
+                raise
+            await asyncio.sleep(random.uniform(0.05, 0.3))
+        else:
+            break
+    structlog.get_logger().info("migrated", migration=migration.name)
+
+
+async def _try_apply(connection: asyncpg.Connection, migration: Migration) -> None:
     async with connection.transaction():
+        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
         await connection.execute(migration.sql, timeout=WAIT_S)
         await connection.execute(
             "INSERT INTO schema_migrations (number, name, checksum) VALUES ($1, $2, $3)",
@@ -89,4 +110,3 @@ async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
             migration.name,
             migration.checksum,
         )
-    structlog.get_logger().info("migrated", migration=migration.name)
