@@ -26,15 +26,20 @@ def bearer_of(authorization: str) -> str:
     return token.strip()
 
 
-async def signed_in(connection: HTTPConnection) -> Identity:
-    """Return who is asking. Raises Unauthorized."""
-    parts: HasVerifier = parts_of(connection)
-    token = bearer_of(connection.headers.get("authorization", ""))
-    identity = parts.verifier.remembered(token) or await parts.verifier.verify(token)
+async def identify(verifier: TokenVerifier, authorization: str) -> Identity:
+    """Return whom an `Authorization` header stands for, and note it for the logs. Raises Unauthorized, Unavailable."""
+    token = bearer_of(authorization)
+    identity = verifier.remembered(token) or await verifier.verify(token)
     found = context.current()
     if found is not None:
         found.subject = identity.subject
     return identity
+
+
+async def signed_in(connection: HTTPConnection) -> Identity:
+    """Return who is asking. Raises Unauthorized."""
+    parts: HasVerifier = parts_of(connection)
+    return await identify(parts.verifier, connection.headers.get("authorization", ""))
 
 
 async def admin(identity: Annotated[Identity, Depends(signed_in)]) -> Identity:

@@ -21,8 +21,7 @@ from services.users.routes.reads import is_exported
 from services.users.routes.respond import tag_of
 from services.users.routes.users import draft_of
 from shared import context
-from shared.identity import bearer_of
-from shared.tokens import Identity
+from shared.identity import identify
 
 PATH = "/users"
 QUERY_BYTES_MAX = 4096
@@ -50,7 +49,7 @@ class HotCollection:
     async def _list(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: RouteParts = self._state.parts
         _name_route()
-        check(_LIST_RULE, await _signed_in(parts, _header(scope, b"authorization") or ""), "")
+        check(_LIST_RULE, await identify(parts.verifier, _header(scope, b"authorization") or ""), "")
         query = _list_query(scope["query_string"])
         if query is None:
             return await self._app(scope, receive, send)
@@ -79,7 +78,7 @@ class HotCollection:
         authorization = _header(scope, b"authorization")
         actor = None
         if authorization is not None:
-            identity = await _signed_in(parts, authorization)
+            identity = await identify(parts.verifier, authorization)
             actor = Actor(identity.subject, identity.role, identity.session_id)
         user = await parts.users.register(draft, actor)
         headers = [(b"location", f"/users/{user.id}".encode()), (b"etag", tag_of(user).encode())]
@@ -90,15 +89,6 @@ def _name_route() -> None:
     request = context.current()
     if request is not None:
         request.route = PATH
-
-
-async def _signed_in(parts: RouteParts, authorization: str) -> Identity:
-    token = bearer_of(authorization)
-    identity = parts.verifier.remembered(token) or await parts.verifier.verify(token)
-    request = context.current()
-    if request is not None:
-        request.subject = identity.subject
-    return identity
 
 
 def _header(scope: Scope, wanted: bytes) -> str | None:

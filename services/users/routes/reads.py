@@ -13,7 +13,7 @@ from services.users.routes.parts import SHOWN_SCHEME, Parts, Reader, RouteParts
 from services.users.routes.respond import problems, read_tags
 from shared import context
 from shared.cache.entries import Found
-from shared.identity import bearer_of
+from shared.identity import identify
 
 router = APIRouter(tags=["users"], route_class=GuardedRoute)
 
@@ -121,10 +121,7 @@ class HotReads:
                 wish = f"{wish},{value.decode('latin-1')}" if wish else value.decode("latin-1")
             elif name == b"if-none-match":
                 if_none_match = if_none_match or value.decode("latin-1")
-        token = bearer_of(authorization)
-        identity = parts.verifier.remembered(token) or await parts.verifier.verify(token)
-        if request is not None:
-            request.subject = identity.subject
+        identity = await identify(parts.verifier, authorization)
         user_id: str = scope["path"][len(PREFIX) :]
         if not may_read(identity.subject, user_id, identity.role):
             raise no_such_user()
